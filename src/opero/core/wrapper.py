@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import builtins
 import functools
-import re
 from collections.abc import Callable
 from time import monotonic
 from types import CodeType, FunctionType, SimpleNamespace
@@ -24,7 +23,7 @@ from opero.core.call import Call
 from opero.core.deadline import leave
 from opero.core.stream import STREAMS, AsyncStream
 from opero.utils.ambient import switch
-from opero.utils.parameters import NoDefault, defaults_of, write_parameters
+from opero.utils.parameters import NoDefault, defaults_of, fill_template, write_parameters
 
 if TYPE_CHECKING:
     from opero.core.function import FunctionInfo
@@ -183,7 +182,7 @@ def make_call(pipeline: Pipeline) -> Callable[..., Any]:
     # It has the function's own parameters, so that a missing argument is a TypeError at once and no
     # failure to be retried.
     body = {"body": "return _opero_receipt({new_call})"}
-    source = _fill(_FUNCTION, write_parameters(info.calling) | _CALL | _PLAIN | body)
+    source = fill_template(_FUNCTION, write_parameters(info.calling) | _CALL | _PLAIN | body)
     call = _made(source, info, {"receipt": pipeline.receipt})
     call.__name__, call.__qualname__ = "call", f"{info.qualname}.call"
     call.__doc__ = f"Call `{info.name}` and return a `Receipt`: the value and how it came about."
@@ -255,7 +254,7 @@ def _source(pipeline: Pipeline) -> str:
         parts |= {"names": " = ".join(drops), "guarded": then, "drops": "\n".join(drops.values())}
         then = _GUARDED
     parts |= {"find": find, "then": then, "body": STREAMS.get(kind, _FAST_PATH)}
-    return _fill(_FUNCTION, parts)
+    return fill_template(_FUNCTION, parts)
 
 
 def _first_call(pipeline: Pipeline) -> str:
@@ -263,29 +262,13 @@ def _first_call(pipeline: Pipeline) -> str:
     body = _FIRST_CALL
     passes = [test for guard, test in _PASSES.items() if getattr(pipeline, guard) is not None]
     if passes:
-        body = _fill("if {passes}:\n    {body}\n", {"passes": " and ".join(passes), "body": body})
+        body = fill_template(
+            "if {passes}:\n    {body}\n", {"passes": " and ".join(passes), "body": body}
+        )
     for stage, (enter, leave_stage) in _AROUND.items():
         if getattr(pipeline, stage) is not None:
-            body = _fill(_WITHIN, {"enter": enter, "within": body, "leave": leave_stage})
+            body = fill_template(_WITHIN, {"enter": enter, "within": body, "leave": leave_stage})
     return body
-
-
-def _fill(template: str, parts: dict[str, str]) -> str:
-    """Put parts in place of their `{names}`, and of the names within the parts; leave unknown names.
-
-    A part whose name has a line to itself is indented as that, and leaves no line if it is empty.
-    """
-
-    def put(found: re.Match[str]) -> str:
-        part = parts.get(found[2] or found[3])
-        if part is None or found[3]:
-            return found[0] if part is None else part
-        return "".join(f"{found[1]}{line}\n" for line in part.splitlines())
-
-    before = ""
-    while before != template:
-        before, template = template, re.sub(r"(?m)^( *)\{(\w+)\}\n|\{(\w+)\}", put, template)
-    return template
 
 
 @functools.lru_cache(maxsize=512)

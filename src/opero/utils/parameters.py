@@ -1,5 +1,5 @@
 # this_file: src/opero/utils/parameters.py
-"""Read the parameters of a callable, and write them as source text.
+"""Read the parameters of a callable, and write source text with them.
 
 Those of a plain function are read from its code. Everything else that can be called is left to
 `inspect`, which costs as much to import as all modules of the pipeline together.
@@ -8,6 +8,7 @@ Those of a plain function are read from its code. Everything else that can be ca
 from __future__ import annotations
 
 import keyword
+import re
 from collections.abc import Callable, Mapping, Sequence
 from types import CodeType, FunctionType
 from typing import Any, Final
@@ -158,3 +159,21 @@ def write_parameters(
         "kwargs": f"{{{', '.join(items)}}}",
         "forward": ", ".join(forward),
     }
+
+
+def fill_template(template: str, parts: dict[str, str]) -> str:
+    """Put parts in place of their `{names}`, and of the names within the parts; leave unknown names.
+
+    A part whose name has a line to itself is indented as that, and leaves no line if it is empty.
+    """
+
+    def put(found: re.Match[str]) -> str:
+        part = parts.get(found[2] or found[3])
+        if part is None or found[3]:
+            return found[0] if part is None else part
+        return "".join(f"{found[1]}{line}\n" for line in part.splitlines())
+
+    before = ""
+    while before != template:
+        before, template = template, re.sub(r"(?m)^( *)\{(\w+)\}\n|\{(\w+)\}", put, template)
+    return template
