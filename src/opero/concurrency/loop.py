@@ -101,8 +101,7 @@ class MapRun(AbstractContextManager["MapRun"], AbstractAsyncContextManager["MapR
             return batch
         if source is None:
             self.executor.open(self.job)
-            if self.progress.interval is not None:
-                self.progress.watch()
+            self.progress.watch()
             later = isinstance(self.items, AsyncIterable)
             source = _AsyncSource(self, self.items) if later else iter(self.items)
             self._source = source

@@ -226,6 +226,8 @@ class Mapper:
             bar=bar,
             keeps=collects,
             waits_for=partial(self._waits_for, scheduler),
+            # A list is never slow. A program that is forked should have no thread more.
+            watched=total is None and not _forks(mode, options),
         )
         return MapRun(
             items, job, options, executor, scheduler, progress, recorders, returns, lookup
@@ -341,6 +343,15 @@ def _name_executor(executor: Any) -> str:
     if hasattr(executor, "submit") or not callable(executor):
         return f"a {type(executor).__name__}"
     return f"an executor that {getattr(executor, '__name__', type(executor).__name__)}() makes"
+
+
+def _forks(mode: Mode, options: MapOptions) -> bool:
+    """Return whether the workers of a map are forked from this program."""
+    if mode not in ("process", "async_process"):
+        return False
+    from opero.concurrency.executors.process.start import choose_method
+
+    return choose_method(options.start_method) == "fork"
 
 
 def _make_executor(mode: Mode, options: MapOptions, context: Context, *, on_loop: bool) -> Any:

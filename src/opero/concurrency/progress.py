@@ -46,6 +46,7 @@ class Progress:
         bar: The progress bar, None for none.
         keeps: Whether failures are kept for a result; a stream hands them out instead.
         waits_for: Returns what calls wait for now, in a few words, and for how many seconds; None for nothing.
+        watched: Whether a thread of its own shows that the map lives while its input is slow.
 
     Attributes:
         failures: Items that failed, in the order of completion.
@@ -62,6 +63,7 @@ class Progress:
     bar: Bar | None
     keeps: bool
     waits_for: Callable[[], tuple[str, float] | None] = lambda: None
+    watched: bool = False
 
     def __post_init__(self) -> None:
         self._done = self._failed = 0
@@ -106,9 +108,10 @@ class Progress:
                 )
 
     def watch(self) -> None:
-        """Call `tick` in another thread while input that comes slowly blocks the map's own; as `tick` itself."""
-        run = contextvars.copy_context().run
-        threading.Thread(target=run, args=(self._watch,), daemon=True).start()
+        """Call `tick` in another thread while input that comes slowly blocks the map's own, where that is wanted."""
+        if self.watched and self.interval is not None:
+            run = contextvars.copy_context().run
+            threading.Thread(target=run, args=(self._watch,), daemon=True).start()
 
     def _watch(self) -> None:
         while not self._closed.wait(_IDLE):

@@ -74,7 +74,7 @@ class Clock(Protocol):
 class RealClock:
     """The machine's own monotonic clock."""
 
-    monotonic = staticmethod(time.monotonic)
+    monotonic: staticmethod[[], float] = staticmethod(time.monotonic)
 
     def sleep(self, seconds: float) -> None:
         """Block the calling thread for `seconds`."""

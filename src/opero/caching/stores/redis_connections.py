@@ -314,7 +314,11 @@ class LoopConnection:
     def pause_writing(self) -> None:
         """Go on: what is to be sent is in memory anyway, and a transport that is at its end closes itself."""
 
-    resume_writing = eof_received = pause_writing
+    def resume_writing(self) -> None:
+        """Go on."""
+
+    def eof_received(self) -> None:
+        """Let the transport close."""
 
 
 def _introduction(library: Any) -> list[Command]:
