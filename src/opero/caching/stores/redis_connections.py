@@ -187,9 +187,10 @@ class LoopConnection:
 
     def _watch(self, loop: AbstractEventLoop, before: object = None, since: float = 0.0) -> None:
         """Look from time to time whether anything moves; if it does not, no caller waits any longer."""
-        self._watched = bool(self._waiting) and self._transport is not None
+        transport = self._transport
+        self._watched = transport is not None and bool(self._waiting)
         if self._watched:
-            now, moved = loop.time(), (self._count, self._transport.get_write_buffer_size())
+            now, moved = loop.time(), (self._count, transport.get_write_buffer_size())
             if moved != before:
                 since = now
             elif now - since >= _ANSWER:
