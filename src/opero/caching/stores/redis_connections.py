@@ -187,16 +187,16 @@ class LoopConnection:
 
     def _watch(self, loop: AbstractEventLoop, before: object = None, since: float = 0.0) -> None:
         """Look from time to time whether anything moves; if it does not, no caller waits any longer."""
+        self._watched = False
         transport = self._transport
-        self._watched = transport is not None and bool(self._waiting)
-        if self._watched:
+        if transport is not None and self._waiting:
             now, moved = loop.time(), (self._count, transport.get_write_buffer_size())
             if moved != before:
                 since = now
             elif now - since >= _ANSWER:
-                self._watched = False
                 self._end(TimeoutError)
                 return
+            self._watched = True
             loop.call_later(_ANSWER / 8, self._watch, loop, moved, since)
 
     # --- opening and closing ----------------------------------------------------------------------
