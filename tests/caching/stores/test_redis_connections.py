@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
+import socket
 import threading
 import time
 import warnings
@@ -297,17 +298,20 @@ def test_what_is_asked_over_a_connection_that_breaks_is_asked_again(store: Redis
 def test_a_server_that_is_no_redis_is_one_that_cannot_be_reached(
     answer: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(ConnectionError):
-            while await reader.read(1000):
-                writer.write(answer)
-        writer.close()
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = listening.accept()
+                with client, suppress(OSError):
+                    while client.recv(1000):
+                        client.sendall(answer)
 
-    async def main() -> None:
-        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-            port = server.sockets[0].getsockname()[1]
-            with pytest.raises(StoreError, match="cannot be reached"):
-                await RedisStore(f"redis://127.0.0.1:{port}/1").aget("k")
-
-    asyncio.run(main())
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = threading.Thread(target=serve)
+        server.start()
+        store = RedisStore(f"redis://127.0.0.1:{listening.getsockname()[1]}/1")
+        with pytest.raises(StoreError, match="cannot be reached"):
+            asyncio.run(store.aget("k"))
+        listening.shutdown(socket.SHUT_RDWR)
+        server.join()
     assert not caplog.records
