@@ -122,49 +122,33 @@ class Timeout:
         # others have asked for a cancellation too.
         import asyncio
 
-        try:
-            ambient.require_loop("limit the time of a call")
-        except BaseException:
+        loop = ambient.running_loop()
+        if loop is None:
             if isinstance(awaitable, CoroutineType):
                 awaitable.close()
-            raise
-        task = asyncio.current_task()
+            loop = ambient.require_loop("limit the time of a call")
+        task = asyncio.current_task(loop)
         if task is None:
             return await awaitable
-        timer_ = _Timer(task)
+        fired: list[None] = []
         asked = task.cancelling()
-        timer = asyncio.get_running_loop().call_later(seconds, timer_.fire)
-        cut = False
+        timer = loop.call_later(seconds, _cancel, task, fired)
         try:
             return await awaitable
         except asyncio.CancelledError:
-            cut = timer_.fired and timer_.uncancel() <= asked
-            if not cut:
+            if not fired:
+                raise
+            fired.clear()
+            if task.uncancel() > asked:
                 raise
         finally:
             timer.cancel()
-            if timer_.fired:
-                timer_.uncancel()
+            if fired:
+                task.uncancel()
         raise self.expired(bounded)
 
 
-class _Timer:
-    """Cancels a task once."""
-
-    __slots__ = ("_asked", "_task", "fired")
-
-    def __init__(self, task: Task[Any]) -> None:
-        self._task = task
-        self._asked: int | None = None
-        self.fired = False
-
-    def fire(self) -> None:
-        """Cancel the task."""
-        self.fired = True
-        self._task.cancel()
-
-    def uncancel(self) -> int:
-        """Take the cancellation back, once; return how many others have asked for one."""
-        if self._asked is None:
-            self._asked = self._task.uncancel()
-        return self._asked
+def _cancel(task: Task[Any], fired: list[None]) -> None:
+    """Cancel a task, and note that its cancellation has to be taken back."""
+    fired.append(None)
+    task.cancel()

@@ -101,21 +101,23 @@ def running_loop() -> AbstractEventLoop | None:
     return found
 
 
-def require_loop(what: str) -> None:
-    """Raise where opero has to wait in a coroutine and no asyncio event loop runs, as under trio.
+def require_loop(what: str) -> AbstractEventLoop:
+    """Return the asyncio event loop that runs in this thread, where opero has to wait in a coroutine.
 
     Args:
         what: What needs the loop, to follow "to".
 
     Raises:
-        OperoUsageError: There is none.
+        OperoUsageError: There is none, as under trio.
     """
-    if running_loop() is None:
+    loop = running_loop()
+    if loop is None:
         raise OperoUsageError(
             f"opero needs a running asyncio event loop to {what}, and none runs in this thread. "
             "Under trio, call the function in asyncio (trio-asyncio, or anyio with its asyncio backend), "
             "or leave out the options that wait."
         )
+    return loop
 
 
 _warned: Final[set[str]] = set()
