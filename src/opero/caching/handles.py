@@ -21,7 +21,7 @@ from opero.events.bus import Emitter
 from opero.utils import ambient
 from opero.utils.checks import BACKENDS
 from opero.utils.fork import run_after_fork
-from opero.utils.named_tuple import NamedTuple
+from opero.utils.lazy import NamedTuple
 from opero.utils.units import Duration, parse_seconds
 
 if TYPE_CHECKING:

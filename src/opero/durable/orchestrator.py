@@ -18,7 +18,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
 
-from opero.durable.decorators import get_registry
+from opero.durable.authoring import get_registry
 from opero.durable.engine import Engine
 from opero.durable.records import (
     ENDED,
