@@ -290,7 +290,7 @@ def test_threads_that_wait_for_a_failing_leader_get_the_expired_result(clock: Fa
 def test_threads_and_two_loops_with_cancellations_lose_and_double_no_flight(seed: int) -> None:
     flights, lock = SingleFlight(), threading.Lock()
     inside = most = led = shared = 0
-    end = time.monotonic() + 0.3
+    running = [True, True]  # one for each loop
 
     def call(draw: random.Random, *, blocking: bool) -> StepLogic[None]:
         """Do what a cached call does: compute, or take what another caller computes."""
@@ -316,18 +316,18 @@ def test_threads_and_two_loops_with_cancellations_lose_and_double_no_flight(seed
 
     def in_thread(number: int) -> None:
         draw = random.Random(f"{seed} thread {number}")
-        while time.monotonic() < end:
+        while running:
             run_sync(call(draw, blocking=True))
 
     async def one(draw: random.Random) -> None:
-        while time.monotonic() < end:
+        while True:
             await run_async(call(draw, blocking=False))
             await asyncio.sleep(0)
 
     async def in_loop(number: int) -> None:
         draw = random.Random(f"{seed} loop {number}")
         tasks = [asyncio.create_task(one(draw)) for _ in range(6)]
-        while time.monotonic() < end:
+        for _ in range(300):
             for _ in range(draw.randrange(4)):
                 await asyncio.sleep(0)
             victims = draw.sample(tasks, draw.randrange(1, 6))
@@ -338,7 +338,10 @@ def test_threads_and_two_loops_with_cancellations_lose_and_double_no_flight(seed
             await asyncio.wait(victims)
             tasks = [task for task in tasks if task not in victims]
             tasks += [asyncio.create_task(one(draw)) for _ in victims]
-        await asyncio.gather(*tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        running.pop()
 
     threads = [threading.Thread(target=in_thread, args=(n,), daemon=True) for n in range(3)]
     threads += [
@@ -347,7 +350,8 @@ def test_threads_and_two_loops_with_cancellations_lose_and_double_no_flight(seed
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(25)
+        thread.join(60)
     assert not any(thread.is_alive() for thread in threads), "a caller waits for ever"
     assert (inside, most, len(flights)) == (0, 1, 0)
-    assert min(led, shared) > 10
+    assert led
+    assert shared

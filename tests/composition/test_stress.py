@@ -157,8 +157,7 @@ def limitless() -> Any:
 
 def test_no_result_is_computed_twice_at_once_and_no_caller_is_forgotten() -> None:
     lock, chance = threading.Lock(), random.Random(1)
-    inside = most = served = cancelled = 0
-    end = time.monotonic() + 0.4
+    inside = most = served = 0
 
     def enter() -> float:
         nonlocal inside, most
@@ -171,8 +170,6 @@ def test_no_result_is_computed_twice_at_once_and_no_caller_is_forgotten() -> Non
         nonlocal inside
         with lock:
             inside -= 1
-            if chance.random() < 0.2:
-                raise ConnectionError
 
     # What is stored expires at once, so that all callers of the key wait for one of them time and again.
     @opero(retries=0, cache_ttl=0.0001)
@@ -181,21 +178,22 @@ def test_no_result_is_computed_twice_at_once_and_no_caller_is_forgotten() -> Non
             await asyncio.sleep(enter())
         finally:
             leave()
+        if chance.random() < 0.2:
+            raise ConnectionError
         return "result"
 
     async def one() -> None:
         nonlocal served
-        while time.monotonic() < end:
+        while True:
             with contextlib.suppress(ConnectionError):
                 assert await acall() == "result"
             served += 1
             await asyncio.sleep(0)
 
     async def in_loop(seed: int) -> None:
-        nonlocal cancelled
         draw = random.Random(seed)
         tasks = [asyncio.create_task(one()) for _ in range(8)]
-        while time.monotonic() < end:
+        for _ in range(200):
             for _ in range(draw.randrange(4)):
                 await asyncio.sleep(0)
             victims = draw.sample(tasks, draw.randrange(1, 8))
@@ -205,10 +203,14 @@ def test_no_result_is_computed_twice_at_once_and_no_caller_is_forgotten() -> Non
                     await asyncio.sleep(0)
             await asyncio.wait(victims)
             assert all(victim.cancelled() or not victim.exception() for victim in victims)
-            cancelled += len(victims)
             tasks = [task for task in tasks if task not in victims]
             tasks += [asyncio.create_task(one()) for _ in victims]
-        await asyncio.gather(*tasks)
+        before = served
+        while served == before:  # somebody still is
+            await asyncio.sleep(0.001)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
 
     threads = [
         threading.Thread(target=asyncio.run, args=(in_loop(n),), daemon=True) for n in range(3)
@@ -216,7 +218,7 @@ def test_no_result_is_computed_twice_at_once_and_no_caller_is_forgotten() -> Non
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(25)
+        thread.join(60)
     assert not any(thread.is_alive() for thread in threads), "a caller waits for ever"
     assert (inside, most) == (0, 1)
-    assert min(served, cancelled) > 10
+    assert served
