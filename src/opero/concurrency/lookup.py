@@ -27,7 +27,6 @@ from opero.caching.single_flight import (
     SharedFailure,
     SharedResult,
     become_leader,
-    copy_error,
     leads_others,
     notify,
     take_verdict,
@@ -36,6 +35,7 @@ from opero.concurrency.executors.base import Batch, ItemOutcome, Origin
 from opero.core.call import Call
 from opero.errors import DeadlineError, Rejected
 from opero.utils import ambient
+from opero.utils.exceptions import copy_error
 from opero.utils.steps import in_thread
 from opero.utils.units import parse_seconds
 from opero.utils.waiters import Waiter
