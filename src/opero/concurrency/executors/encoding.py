@@ -339,7 +339,7 @@ def _rebuild(
         kind, args, state = found
         if issubclass(kind, BaseExceptionGroup):
             args = (message or "",)
-        error: BaseException = new_error(kind, args, state, members=members)
+        error: BaseException = new_error(kind, args, state, members=members, trusted=True)
     except Exception:  # noqa: BLE001 - a module that is missing here, say
         return RemoteError(*texts)
     return error
