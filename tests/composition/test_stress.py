@@ -205,9 +205,8 @@ def test_no_result_is_computed_twice_at_once_and_no_caller_is_forgotten() -> Non
             assert all(victim.cancelled() or not victim.exception() for victim in victims)
             tasks = [task for task in tasks if task not in victims]
             tasks += [asyncio.create_task(one()) for _ in victims]
-        before = served
-        while served == before:  # somebody still is
-            await asyncio.sleep(0.001)
+        with contextlib.suppress(ConnectionError):
+            await acall()  # would wait for ever where a flight has lost its leader
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
