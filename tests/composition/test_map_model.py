@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opero import operomap
-from opero.concurrency.recorder import Finished, recording
+from opero.concurrency.executors.base import Finished, recording
 from opero.errors import MapStopped
 
 if TYPE_CHECKING:
@@ -198,8 +198,6 @@ def test_a_stream_that_is_left_reads_no_further_than_its_window(
 
 class Some:
     """Returns what it was given before."""
-
-    blocking = False
 
     def __init__(self, known: dict[int, ItemOutcome]) -> None:
         self.known = known

@@ -17,8 +17,7 @@ from opero.errors import OperoUsageError, StoreError, UnkeyableError, warn_user
 from opero.utils.sqlite import SqliteFile
 
 if TYPE_CHECKING:
-    from opero.concurrency.executors.base import MapJob
-    from opero.concurrency.recorder import Finished
+    from opero.concurrency.executors.base import Finished, MapJob
     from opero.core.function import FunctionInfo
     from opero.core.options import MapOptions
 
@@ -77,8 +76,6 @@ class Checkpoint:
         file: The file.
         make_key: Makes the key of an item.
     """
-
-    blocking = True
 
     def __init__(self, name: str, file: CheckpointFile, make_key: Callable[[Any], str]) -> None:
         self._name = name

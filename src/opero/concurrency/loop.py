@@ -12,15 +12,20 @@ from operator import attrgetter
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from opero.concurrency.executors.base import Batch, Done, MapJob
-from opero.concurrency.progress import Progress
-from opero.concurrency.recorder import ItemRecorder, ask, find_known_items, record_items
-from opero.concurrency.result import MapResult, Status
+from opero.concurrency.executors.base import (
+    Batch,
+    Done,
+    ItemRecorder,
+    MapJob,
+    find_known_items,
+    record_items,
+)
+from opero.concurrency.report import MapResult, Progress, Status
 from opero.concurrency.scheduler import Scheduler
 from opero.core.options import MapOptions
 from opero.errors import MapError, MapStopped, OperoUsageError
 from opero.utils import ambient
-from opero.utils.steps import BlockingStep, run_async, run_sync
+from opero.utils.steps import BlockingStep, in_thread, run_async, run_sync
 
 if TYPE_CHECKING:
     from opero.concurrency.executors.base import Report
@@ -266,7 +271,7 @@ class MapRun(AbstractContextManager["MapRun"], AbstractAsyncContextManager["MapR
         if self.progress.interval is not None:
             self.progress.close()
         for recorder in self.recorders:
-            yield from ask(recorder, recorder.close)
+            yield in_thread(recorder.close)
         if isinstance(error, MapError) and error.result is None:
             error.result = self.result()
         if error is not None:

@@ -110,9 +110,10 @@ class Timeout:
             fn: The function.
             budget: Seconds of the deadline that begins with each call, None without one.
         """
-        limit, seconds = self._limit, self.seconds
-        if budget is not None and (seconds is None or budget < seconds):
+        limit = self._limit
+        if budget is not None and (self.seconds is None or budget < self.seconds):
             return lambda *args, **kwargs: limit(fn(*args, **kwargs), budget, innermost_scope())
+        seconds = self.seconds or 0.0
         return lambda *args, **kwargs: limit(fn(*args, **kwargs), seconds, None)
 
     async def _limit(

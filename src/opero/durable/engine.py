@@ -19,8 +19,8 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any, Final, cast
 
-from opero.concurrency.recorder import recording
-from opero.durable.decorators import WorkflowSpec, get_registry
+from opero.concurrency.executors.base import recording
+from opero.durable.authoring import WorkflowSpec, get_registry
 from opero.durable.journal import Journal
 from opero.durable.records import (
     Acquire,
@@ -45,8 +45,7 @@ from opero.durable.step import (
 from opero.durable.values import decode
 from opero.durable.workflow_run import Ending, Unwind, WorkflowRun, finalize
 from opero.errors import JournalError, NonDeterminismError, OperoWarning, UnserializableError
-from opero.events.runs import Run
-from opero.utils.ambient import fork
+from opero.utils.ambient import Run, fork
 from opero.utils.async_utils import LoopThread
 from opero.utils.steps import BlockingStep, StepLogic
 
@@ -327,10 +326,11 @@ class Engine:
             if name in get_registry().workflows:
                 continue
             reason = f"no running program has registered the workflow {name!r}: import the module that defines it"
-            self.journal.write(Annotate(name, before, reason))
+            # First, so that who reads the reason in the journal was warned.
             if name not in self._unknown:
                 self._unknown.add(name)
                 _warn(f"{self.store!r} has workflows to run, but {reason}.")
+            self.journal.write(Annotate(name, before, reason))
 
     def _adopt(self, record: WorkflowRecord) -> None:
         """Run a workflow that was acquired, if the version that started it is known here."""
