@@ -11,9 +11,8 @@ import pytest
 from opero import clear_cache
 from opero.core.cache import CacheStage
 from opero.core.call import Call
-from opero.core.function import FunctionInfo
+from opero.core.function import FunctionInfo, Stats
 from opero.core.options import Options
-from opero.core.stats import Stats
 from opero.events.bus import Emitter
 
 pytestmark = pytest.mark.internal

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opero import operomap
-from opero.concurrency.recorder import Finished, recording
+from opero.concurrency.executors.base import Finished, recording
 from opero.errors import MapStopped
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import pytest
 
 from opero import RateLimiter, operomap
 from opero.concurrency.executors.base import Batch
-from opero.concurrency.progress import Progress
+from opero.concurrency.report import Progress
 from opero.events import MapProgress, MapWaiting
 from opero.events.bus import Emitter
 from opero.events.messages import describe_event

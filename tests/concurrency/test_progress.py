@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from opero import operomap
-from opero.concurrency.progress import make_bar
+from opero.concurrency.report import make_bar
 
 pytestmark = pytest.mark.internal
 
@@ -74,7 +74,7 @@ def test_a_bar_moves_while_the_input_is_slow(
     monkeypatch: pytest.MonkeyPatch, kind: bool | str
 ) -> None:
     terminal = at_terminal(monkeypatch)
-    monkeypatch.setattr("opero.concurrency.progress._IDLE", 0.01)
+    monkeypatch.setattr("opero.concurrency.report._IDLE", 0.01)
 
     def items() -> Iterator[int]:
         yield 1
@@ -85,7 +85,7 @@ def test_a_bar_moves_while_the_input_is_slow(
 
 def test_a_bar_says_that_all_items_pause_before_a_retry(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = at_terminal(monkeypatch)
-    monkeypatch.setattr("opero.concurrency.progress._IDLE", 0.01)
+    monkeypatch.setattr("opero.concurrency.report._IDLE", 0.01)
     token = threading.Event()
 
     @operomap(mode="thread", cache=False, retries=1, min_delay=700, max_delay=700, stop_token=token)

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from opero import operomap
-from opero.concurrency.executors.base import ItemOutcome
-from opero.concurrency.recorder import Finished, recording
+from opero.concurrency.executors.base import Finished, ItemOutcome, recording
 
 pytestmark = pytest.mark.internal
 

@@ -16,7 +16,7 @@ from tests.core.test_concurrency_limit import full, in_thread, until, waiting_in
 from opero import ConcurrencyLimit, events
 from opero.core.call import Call
 from opero.core.concurrency_limit import Bulkhead
-from opero.core.stats import Stats
+from opero.core.function import Stats
 from opero.errors import BulkheadFullError, DeadlineError
 from opero.events.bus import Emitter
 from opero.utils.ambient import set_disabled

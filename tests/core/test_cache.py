@@ -27,9 +27,8 @@ from opero import opero
 from opero.caching.handles import CacheHandle
 from opero.core.cache import CacheStage, RefreshCall
 from opero.core.call import Call
-from opero.core.function import FunctionInfo
+from opero.core.function import FunctionInfo, Stats
 from opero.core.options import Options
-from opero.core.stats import Stats
 from opero.errors import OperoUsageError, OperoWarning, Rejected, UnkeyableError
 from opero.events import CacheHit, CacheMiss, CacheSkipped
 from opero.events.bus import Emitter
@@ -1455,7 +1454,7 @@ def test_a_cached_call_imports_nothing_heavy():
     code = (
         "import sys\n"
         "from opero.core.cache import CacheStage\n"
-        "from opero.core.options import Options\nfrom opero.core.stats import Stats\n"
+        "from opero.core.options import Options\nfrom opero.core.function import Stats\n"
         "from opero.events.bus import Emitter\nfrom opero.core.call import Call\n"
         "from opero.core.function import FunctionInfo\n"
         "c = CacheStage(FunctionInfo(len), Options(), stats=Stats(), emitter=Emitter('f'))\n"

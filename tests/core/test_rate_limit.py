@@ -9,8 +9,8 @@ import asynciolimiter
 import pytest
 
 from opero.core.call import Call
+from opero.core.function import Stats
 from opero.core.rate_limit import RateLimit, RateLimiter
-from opero.core.stats import Stats
 from opero.errors import CircuitOpenError, OperoUsageError
 from opero.events import LimiterWaited
 from opero.events.bus import Emitter

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from opero import opero
-from opero.core.stats import FastCounter, Stats
+from opero.core.function import FastCounter, Stats
 from opero.testing import fake_clock, flaky
 
 pytestmark = pytest.mark.internal

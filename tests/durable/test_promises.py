@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from opero import CircuitBreaker, RateLimiter
-from opero.durable import Orchestrator, activity, now, sleep, timers, uuid, wait_for, workflow
+from opero.durable import Orchestrator, activity, now, sleep, uuid, wait_for, workflow
 from opero.durable.records import State, Wake
 from opero.errors import IdConflictError, OperoUsageError
 
@@ -452,7 +452,7 @@ def test_call_with_a_default_spelled_out_is_the_same_call(journal: Path) -> None
 def test_sleepers_wake_in_time_when_a_wrong_clock_is_right_again(
     orchestrator: Orchestrator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(timers, "_GLANCE", 0.2)
+    monkeypatch.setattr("opero.durable.authoring._GLANCE", 0.2)
 
     @workflow
     def plain() -> None:
@@ -475,7 +475,7 @@ def test_sleepers_wake_in_time_when_a_wrong_clock_is_right_again(
 def test_pause_that_began_on_a_clock_in_the_future_is_no_longer(
     orchestrator: Orchestrator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(timers, "_GLANCE", 0.1)
+    monkeypatch.setattr("opero.durable.authoring._GLANCE", 0.1)
 
     @workflow
     async def coroutine() -> None:

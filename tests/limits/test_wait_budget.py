@@ -12,8 +12,8 @@ import pytest
 
 from opero import RateLimiter
 from opero.core.call import Call
+from opero.core.function import Stats
 from opero.core.rate_limit import RateLimit
-from opero.core.stats import Stats
 from opero.errors import DeadlineError, RateLimitPausedError
 from opero.events.bus import Emitter
 from opero.limits.waiting import WaitBudget, check_budget, sleep_time

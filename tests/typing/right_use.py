@@ -25,8 +25,8 @@ from opero.caching.function_cache import CacheInfo
 from opero.concurrency import MapResult, get_parallel_executor, get_parallel_map_decorator
 from opero.core import get_fallback_decorator, get_retry_decorator
 from opero.core.decorated import Explanation
+from opero.core.function import Stats
 from opero.core.options import Options
-from opero.core.stats import Stats
 from opero.events import CacheHit, Event, RetryScheduled
 from opero.testing import capture_events, fake_clock, set_disabled
 from opero.utils import ensure_async, run_async

@@ -8,7 +8,7 @@ import typing
 
 import pytest
 
-from opero.utils.named_tuple import NamedTuple
+from opero.utils.lazy import NamedTuple
 
 pytestmark = pytest.mark.internal
 

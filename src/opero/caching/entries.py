@@ -70,7 +70,7 @@ class Entries:
         of_instance: Whether keys may begin with the token of an instance, which the entry must not outlive.
         freshness: When entries are refreshed early and served late; None if neither was asked for.
         look_for_edits: Returns whether the function was edited since its results were stored; None not to.
-        counters: The function's counters (`core.stats.Stats`); None where no calls are served.
+        counters: The function's counters (`core.function.Stats`); None where no calls are served.
         emitter: Where its events go.
 
     Attributes:

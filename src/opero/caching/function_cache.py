@@ -30,7 +30,7 @@ from opero.caching.single_flight import (
 )
 from opero.errors import Rejected, StoreError, UnkeyableError
 from opero.utils import ambient
-from opero.utils.named_tuple import NamedTuple
+from opero.utils.lazy import NamedTuple
 from opero.utils.steps import BlockingStep
 from opero.utils.units import format_bytes, format_seconds, parse_seconds, parse_size
 
@@ -102,7 +102,7 @@ class FunctionCache:
         store: Where the entries are.
         keys: Makes the keys.
         single_flight: What is being computed.
-        counters: The function's counters (`core.stats.Stats`).
+        counters: The function's counters (`core.function.Stats`).
         emitter: Where its events go.
         overdue: Marks a call as ended by its deadline, and returns the error for it.
 

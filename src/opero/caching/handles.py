@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import functools
 import sys
-import threading
-import weakref
 from collections.abc import Callable, Hashable, Iterator
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self
+from weakref import WeakValueDictionary
 
 from opero.caching.copying import Uncopyable
 from opero.caching.entries import Entries
@@ -18,10 +17,9 @@ from opero.caching.keys.content import Unkeyable
 from opero.caching.keys.function_keys import namespace_prefix
 from opero.errors import OperoUsageError, StoreError, UnkeyableError
 from opero.events.bus import Emitter
-from opero.utils import ambient
+from opero.utils.async_utils import in_thread_of
 from opero.utils.checks import BACKENDS
-from opero.utils.fork import run_after_fork
-from opero.utils.named_tuple import NamedTuple
+from opero.utils.lazy import NamedTuple
 from opero.utils.units import Duration, parse_seconds
 
 if TYPE_CHECKING:
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
     from opero.caching.memory import Entry, EntryStore, MemoryStore
 
 
-T = TypeVar("T")
 _DEFAULT: Final[Any] = object()
 
 
@@ -87,8 +84,8 @@ class CacheHandle:
         self._refresh = refresh
 
     @property
-    def _store(self) -> EntryStore | None:
-        return None if self._cache is None else self._cache.store
+    def _blocking(self) -> bool:
+        return self._cache is not None and self._cache.store.blocking
 
     def clear(self) -> int:
         """Remove all results of the function and return how many there were."""
@@ -139,21 +136,13 @@ class CacheHandle:
             raise OperoUsageError("The function is not cached, so its calls have no keys.")
         return CallKey(self._cache, key)
 
-    async def aclear(self) -> int:
-        """Do what `clear` does without holding up the event loop."""
-        return await _aside(self._store, self.clear)
-
-    async def ainvalidate(self, /, *args: Any, **kwargs: Any) -> bool:
-        """Do what `invalidate` does without holding up the event loop."""
-        return await _aside(self._store, self.invalidate, *args, **kwargs)
-
-    async def ainfo(self) -> CacheInfo:
-        """Do what `info` does without holding up the event loop."""
-        return await _aside(self._store, self.info)
-
     def info(self) -> CacheInfo:
         """Return counters and bounds; those of a backend named "off" for a function that is not cached."""
         return CacheInfo() if self._cache is None else self._cache.info()
+
+    aclear: Final = in_thread_of(clear)
+    ainvalidate: Final = in_thread_of(invalidate)
+    ainfo: Final = in_thread_of(info)
 
     def __repr__(self) -> str:
         if self._cache is None:
@@ -180,6 +169,7 @@ class CacheContext:
 
     def __init__(self, store: EntryStore, options: Any, prefix: str | None) -> None:
         self._store = store
+        self._blocking = store.blocking
         self._namespace: str = options.cache_namespace
         self._ttl: Duration | None = options.cache_ttl
         self._prefix = prefix
@@ -233,21 +223,10 @@ class CacheContext:
         """
         return self._store.clear()
 
-    async def aget(self, key: object, default: Any = None) -> Any:
-        """Do what `get` does without holding up the event loop."""
-        return await _aside(self._store, self.get, key, default)
-
-    async def aset(self, key: object, value: Any, ttl: Duration | None = _DEFAULT) -> None:
-        """Do what `set` does without holding up the event loop."""
-        await _aside(self._store, self.set, key, value, ttl)
-
-    async def adelete(self, key: object) -> bool:
-        """Do what `delete` does without holding up the event loop."""
-        return await _aside(self._store, self.delete, key)
-
-    async def aclear(self) -> int:
-        """Do what `clear` does without holding up the event loop."""
-        return await _aside(self._store, self.clear)
+    aget: Final = in_thread_of(get)
+    aset: Final = in_thread_of(set)
+    adelete: Final = in_thread_of(delete)
+    aclear: Final = in_thread_of(clear)
 
     def __contains__(self, key: object) -> bool:
         return self._entry(key) is not None
@@ -260,7 +239,7 @@ class CacheContext:
 
     def __repr__(self) -> str:
         # A look at the object shall not wait for a disk or a server.
-        size = "" if self._store.blocking else f": {self._store.measure()[0]} entries"
+        size = "" if self._blocking else f": {self._store.measure()[0]} entries"
         return f"<CacheContext {self._store.name} {self._namespace!r}{size}>"
 
     def _place(self, key: object) -> tuple[EntryStore, Entries, Any]:
@@ -285,32 +264,19 @@ class CacheContext:
         return entry if entry is not None and entries.is_fresh(made, entry) else None
 
 
-async def _aside(
-    store: EntryStore | None, verb: Callable[..., T], /, *args: Any, **kwargs: Any
-) -> T:
-    """Call a verb; if its store blocks, in a thread, so that the event loop is not held up."""
-    if store is None or not store.blocking:
-        return verb(*args, **kwargs)
-    from asyncio import to_thread
-
-    ambient.require_loop("use a cache that blocks")
-    return await to_thread(verb, *args, **kwargs)
-
-
 context_stores: Final[dict[str, MemoryStore]] = {}
 """The values in memory of the contexts of each namespace."""
 
 
 # --- all caches of the process --------------------------------------------------------------------
 
-_registry: Final[weakref.WeakSet[FunctionCache]] = weakref.WeakSet()
-_lock = threading.RLock()
+_registry: Final[WeakValueDictionary[int, FunctionCache]] = WeakValueDictionary()
+"""By `id`. Put in and read by single steps of C, which need no lock."""
 
 
 def register(cache: FunctionCache) -> None:
     """Let `clear_cache` reach a cache for as long as its function lives."""
-    with _lock:
-        _registry.add(cache)
+    _registry[id(cache)] = cache
 
 
 def clear_cache(namespace: str | None = None, backend: str | None = None) -> int:
@@ -357,12 +323,11 @@ def _clears(namespace: str | None, backend: str | None) -> Iterator[Callable[[],
         from opero.caching.stores.base import settle
 
         backend = settle(str(backend))  # as stores name theirs
-    with _lock:
-        caches = list(_registry)
     found = [
         cache
-        for cache in caches
-        if namespace in (None, cache.namespace)
+        for reference in _registry.valuerefs()
+        if (cache := reference()) is not None
+        and namespace in (None, cache.namespace)
         and backend in (None, cache.store.name, getattr(cache.store, "text", None))
     ]
     yield from (cache.clear for cache in sorted(found, key=lambda cache: cache.store.blocking))
@@ -379,9 +344,3 @@ def _clears(namespace: str | None, backend: str | None) -> Iterator[Callable[[],
             places = [here, *(store for store in places if store is not here)]
         prefix = "" if namespace is None else namespace_prefix(namespace)
         yield from (functools.partial(store.clear, prefix) for store in places)
-
-
-@run_after_fork
-def _after_fork() -> None:
-    global _lock  # noqa: PLW0603 - a lock that a vanished thread holds can only be replaced
-    _lock = threading.RLock()

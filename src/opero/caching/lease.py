@@ -36,7 +36,7 @@ from opero.caching.single_flight import leads_others
 from opero.errors import StoreError
 from opero.utils import ambient
 from opero.utils.fork import run_after_fork
-from opero.utils.named_tuple import NamedTuple
+from opero.utils.lazy import NamedTuple
 from opero.utils.steps import BlockingStep
 
 if TYPE_CHECKING:

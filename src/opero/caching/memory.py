@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 
 from opero.utils import ambient
 from opero.utils.fork import reset_after_fork
-from opero.utils.named_tuple import NamedTuple
+from opero.utils.lazy import NamedTuple
 
 _SHARE: Final = 128
 """This part of a store is evicted at once where it is full: it costs less than one by one."""

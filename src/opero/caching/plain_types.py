@@ -22,7 +22,7 @@ from importlib import import_module
 from types import EllipsisType, MemberDescriptorType, NoneType, NotImplementedType
 from typing import Any, Final
 
-from opero.utils.named_tuple import NamedTuple
+from opero.utils.lazy import NamedTuple
 
 Buffer = bytes | bytearray | memoryview
 """What holds bytes."""

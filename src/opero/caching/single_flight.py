@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from opero.utils import ambient
 from opero.utils.ambient import warn_on_loop
 from opero.utils.fork import reset_after_fork
-from opero.utils.named_tuple import NamedTuple
+from opero.utils.lazy import NamedTuple
 from opero.utils.steps import BlockingStep
 
 if TYPE_CHECKING:

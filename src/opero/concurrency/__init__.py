@@ -11,15 +11,15 @@ if TYPE_CHECKING:
     from opero.concurrency.pool import ParallelExecutor as ParallelExecutor
     from opero.concurrency.pool import get_parallel_executor as get_parallel_executor
     from opero.concurrency.pool import get_parallel_map_decorator as get_parallel_map_decorator
-    from opero.concurrency.result import ItemResult as ItemResult
-    from opero.concurrency.result import MapFailure as MapFailure
-    from opero.concurrency.result import MapResult as MapResult
+    from opero.concurrency.report import ItemResult as ItemResult
+    from opero.concurrency.report import MapFailure as MapFailure
+    from opero.concurrency.report import MapResult as MapResult
 
 
 export_lazily(
     __name__,
     {
         "opero.concurrency.pool": ("ParallelExecutor", "get_parallel_executor", "get_parallel_map_decorator"),
-        "opero.concurrency.result": ("ItemResult", "MapFailure", "MapResult"),
+        "opero.concurrency.report": ("ItemResult", "MapFailure", "MapResult"),
     },
 )  # fmt: skip

@@ -17,8 +17,7 @@ from opero.errors import OperoUsageError, StoreError, UnkeyableError, warn_user
 from opero.utils.sqlite import SqliteFile
 
 if TYPE_CHECKING:
-    from opero.concurrency.executors.base import MapJob
-    from opero.concurrency.recorder import Finished
+    from opero.concurrency.executors.base import Finished, MapJob
     from opero.core.function import FunctionInfo
     from opero.core.options import MapOptions
 

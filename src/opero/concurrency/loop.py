@@ -13,10 +13,16 @@ from operator import attrgetter
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
-from opero.concurrency.executors.base import Batch, Done, MapJob
-from opero.concurrency.progress import Progress
-from opero.concurrency.recorder import ItemRecorder, ask, find_known_items, record_items
-from opero.concurrency.result import MapResult, Status
+from opero.concurrency.executors.base import (
+    Batch,
+    Done,
+    ItemRecorder,
+    MapJob,
+    ask,
+    find_known_items,
+    record_items,
+)
+from opero.concurrency.report import MapResult, Progress, Status
 from opero.concurrency.scheduler import Scheduler
 from opero.core.options import MapOptions
 from opero.errors import MapError, MapStopped, OperoUsageError

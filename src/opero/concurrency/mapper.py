@@ -12,11 +12,10 @@ from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
-from opero.concurrency.executors.base import MapJob
+from opero.concurrency.executors.base import MapJob, recording
 from opero.concurrency.item_runner import judge_lost
 from opero.concurrency.loop import MapRun, run_map, run_map_async, stream_map, stream_map_async
-from opero.concurrency.progress import Progress, make_bar
-from opero.concurrency.recorder import recording
+from opero.concurrency.report import Progress, make_bar
 from opero.concurrency.scheduler import ChunkSize, ErrorPolicy, Scheduler
 from opero.core.deadline import current_deadline
 from opero.core.decorate import build_function, decorate, explain, place_in_class, with_changes
@@ -29,8 +28,8 @@ from opero.utils.units import parse_seconds, parse_size
 
 if TYPE_CHECKING:
     from opero.concurrency.checkpoint import OpenCheckpoint
+    from opero.concurrency.executors.base import ItemRecorder
     from opero.concurrency.loop import Returns
-    from opero.concurrency.recorder import ItemRecorder
     from opero.core.decorated import Explanation
     from opero.core.options import MapOptions
 

@@ -25,7 +25,7 @@ from opero.core.options import MapOptions
 from opero.errors import OperoUsageError
 
 if TYPE_CHECKING:
-    from opero.concurrency.result import MapResult
+    from opero.concurrency.report import MapResult
 
 __all__ = ["ParallelExecutor", "get_parallel_executor", "get_parallel_map_decorator"]
 

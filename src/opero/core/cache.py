@@ -50,8 +50,7 @@ if TYPE_CHECKING:
     from opero.caching.memory import EntryStore, Store
     from opero.core.call import AsyncProceed, Proceed
     from opero.core.decorated import Receipt
-    from opero.core.function import FunctionInfo
-    from opero.core.stats import Stats
+    from opero.core.function import FunctionInfo, Stats
     from opero.events.bus import Emitter
     from opero.utils.units import Duration
 

@@ -11,11 +11,11 @@ from opero import events
 from opero.caching.keys import Unkeyable, fast_part
 from opero.errors import Rejected
 from opero.utils import ambient
-from opero.utils.named_tuple import NamedTuple
+from opero.utils.lazy import NamedTuple
 
 if TYPE_CHECKING:
     from opero.core.decorated import Receipt, Source
-    from opero.core.stats import Stats
+    from opero.core.function import Stats
     from opero.events import Run
     from opero.events.bus import Emitter
 

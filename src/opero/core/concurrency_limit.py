@@ -13,7 +13,7 @@ from opero.utils.ambient import switch
 
 if TYPE_CHECKING:
     from opero.core.call import AsyncProceed, Call, Proceed
-    from opero.core.stats import Stats
+    from opero.core.function import Stats
     from opero.errors import DeadlineError
     from opero.events.bus import Emitter
     from opero.limits.permits import ConcurrencyLimit, ConcurrencyPermit, CurrentTask

@@ -11,7 +11,7 @@ from opero.core.function import ClassMethod, FunctionInfo, Method, unwrap_partia
 from opero.core.pipeline import Pipeline
 from opero.core.wrapper import make_call, make_wrapper
 from opero.errors import OperoUsageError
-from opero.utils.named_tuple import NamedTuple
+from opero.utils.lazy import NamedTuple
 from opero.utils.parameters import NoDefault, stars
 from opero.utils.secrets import looks_secret, mask_url
 from opero.utils.units import format_seconds

@@ -22,8 +22,8 @@ from typing import (
 
 if TYPE_CHECKING:
     from opero.caching.handles import CacheHandle
+    from opero.core.function import Stats
     from opero.core.options import Options
-    from opero.core.stats import Stats
     from opero.limits.breaker import CircuitBreaker
     from opero.limits.limiter import RateLimiter
     from opero.limits.permits import ConcurrencyLimit

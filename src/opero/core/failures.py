@@ -18,13 +18,12 @@ from opero.errors import (
     is_final,
 )
 from opero.utils import ambient
-from opero.utils.named_tuple import NamedTuple
+from opero.utils.lazy import NamedTuple
 from opero.utils.units import format_seconds
 
 if TYPE_CHECKING:
     from opero.core.call import Call, FailedCall
-    from opero.core.function import FunctionInfo
-    from opero.core.stats import Stats
+    from opero.core.function import FunctionInfo, Stats
     from opero.events.bus import Emitter
 
 

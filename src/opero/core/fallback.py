@@ -30,9 +30,8 @@ if TYPE_CHECKING:
     from opero.core.call import AsyncProceed, Call, Proceed
     from opero.core.circuit_breaker import Circuit
     from opero.core.decorated import Decorate
-    from opero.core.function import FunctionInfo
+    from opero.core.function import FunctionInfo, Stats
     from opero.core.options import Options
-    from opero.core.stats import Stats
     from opero.events.bus import Emitter
     from opero.utils.parameters import Parameter
 

@@ -16,7 +16,7 @@ from opero.utils import ambient
 
 if TYPE_CHECKING:
     from opero.core.call import AsyncProceed, Call, Proceed
-    from opero.core.stats import Stats
+    from opero.core.function import Stats
     from opero.core.timeout import Timeout
     from opero.events.bus import Emitter
 

@@ -19,7 +19,7 @@ from typing import (
 
 import opero.utils.checks as checks
 from opero.errors import FailureFilter, OperoUsageError, RetryFilter, did_you_mean
-from opero.utils.named_tuple import NamedTuple
+from opero.utils.lazy import NamedTuple
 from opero.utils.secrets import masked_repr
 from opero.utils.units import parse_seconds
 

@@ -17,16 +17,14 @@ from typing import TYPE_CHECKING, Any
 from opero import events
 from opero.core.deadline import Deadline, current_deadline
 from opero.core.failures import Report
-from opero.core.function import unwrap_partial
+from opero.core.function import Stats, unwrap_partial
 from opero.core.invoke import AwaitableResult, Invoke
 from opero.core.retry import Retry, RetryPolicy
-from opero.core.stats import Stats
 from opero.core.stream import AsyncStream, Stream
 from opero.errors import OperoUsageError, Rejected
 from opero.events.bus import Emitter
-from opero.events.runs import Run
 from opero.utils import ambient
-from opero.utils.ambient import switch
+from opero.utils.ambient import Run, switch
 from opero.utils.parameters import VAR_KEYWORD, stars
 from opero.utils.units import parse_seconds
 

@@ -23,10 +23,9 @@ from opero.utils.units import parse_seconds
 if TYPE_CHECKING:
     from opero.core.call import AsyncProceed, Call, Proceed
     from opero.core.decorated import Decorate
-    from opero.core.function import FunctionInfo
+    from opero.core.function import FunctionInfo, Stats
     from opero.core.options import Options
     from opero.core.retry_after import Hint
-    from opero.core.stats import Stats
     from opero.events.bus import Emitter
 
 __all__ = ["RateLimiter", "get_rate_limit_decorator"]

@@ -18,7 +18,7 @@ from opero.core.options import standalone
 from opero.errors import Rejected, asks, is_final, matches, warn_user
 from opero.utils import ambient
 from opero.utils.ambient import switch
-from opero.utils.named_tuple import NamedTuple
+from opero.utils.lazy import NamedTuple
 from opero.utils.units import format_seconds, parse_seconds
 
 if TYPE_CHECKING:

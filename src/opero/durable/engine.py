@@ -19,8 +19,8 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any, Final, cast
 
-from opero.concurrency.recorder import recording
-from opero.durable.decorators import WorkflowSpec, get_registry
+from opero.concurrency.executors.base import recording
+from opero.durable.authoring import WorkflowSpec, get_registry
 from opero.durable.journal import Journal
 from opero.durable.records import (
     Acquire,
@@ -45,8 +45,7 @@ from opero.durable.step import (
 from opero.durable.values import decode
 from opero.durable.workflow_run import Ending, Unwind, WorkflowRun, finalize
 from opero.errors import JournalError, NonDeterminismError, OperoWarning, UnserializableError
-from opero.events.runs import Run
-from opero.utils.ambient import fork
+from opero.utils.ambient import Run, fork
 from opero.utils.async_utils import LoopThread
 from opero.utils.steps import BlockingStep, StepLogic
 

@@ -5,20 +5,19 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import functools
 import math
 import os
 import threading
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Iterable
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
-from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
+from typing import Any, Final, Self
 
-from opero.durable.decorators import get_registry
+from opero.durable.authoring import get_registry
 from opero.durable.engine import Engine
 from opero.durable.records import (
     ENDED,
@@ -49,7 +48,7 @@ from opero.errors import (
     WorkflowEndedError,
     did_you_mean,
 )
-from opero.utils.ambient import require_loop
+from opero.utils.async_utils import in_thread_of
 from opero.utils.fork import reset_after_fork
 from opero.utils.steps import BlockingStep, StepLogic, in_thread, run_async, run_sync
 from opero.utils.units import Duration, parse_seconds
@@ -57,28 +56,8 @@ from opero.utils.units import Duration, parse_seconds
 _GLANCE: Final = 0.25
 """Longest pause between two looks at a workflow that another process runs."""
 
-P = ParamSpec("P")
-S = TypeVar("S")
-T = TypeVar("T")
-
 _MISSING: Final[Any] = object()
 """Stands for a result that was not given; None may be one."""
-
-
-def in_thread_of(
-    method: Callable[Concatenate[S, P], T],
-) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
-    """Return the asynchronous variant of a method: the same in a thread, so that the event loop is not blocked."""
-
-    @functools.wraps(method)
-    async def variant(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        require_loop("read or write the journal")
-        return await asyncio.to_thread(method, self, *args, **kwargs)
-
-    owner, _, name = method.__qualname__.rpartition(".")
-    variant.__name__, variant.__qualname__ = f"a{name}", f"{owner}.a{name}"
-    variant.__doc__ = f"Do what `{name}` does, without blocking the event loop."
-    return variant
 
 
 class DurableOrchestrator:

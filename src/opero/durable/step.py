@@ -15,19 +15,15 @@ import inspect
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Any, Final, cast
 from weakref import WeakKeyDictionary
 
-from opero.concurrency.executors.base import ItemOutcome
+from opero.concurrency.executors.base import Finished, ItemOutcome
 from opero.durable.records import RECORDED, State, StepRecord, StepState
 from opero.durable.values import Parameters, encode, keepable, pack_error
 from opero.durable.workflow_run import Ending, Unwind, WorkflowRun
 from opero.errors import OperoUsageError
 from opero.utils.fork import run_after_fork
-
-if TYPE_CHECKING:
-    from opero.concurrency.recorder import Finished
-
 
 # --- places ---------------------------------------------------------------------------------------------------------
 
@@ -309,7 +305,7 @@ class Step:
 # --- items of maps --------------------------------------------------------------------------------------------------
 
 # A map takes one number of the line in which it is called; "4/17" is its item 17, and steps that the mapped function
-# takes for it are "4/17/1" and so on. Maps find this through `opero.concurrency.recorder`.
+# takes for it are "4/17/1" and so on. Maps find this through `recording` in `opero.concurrency.executors.base`.
 
 _SIGNATURE: Final = inspect.signature(lambda item: item)
 

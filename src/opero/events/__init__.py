@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from opero.events.bus import Handler as Handler
     from opero.events.bus import Subscription as Subscription
     from opero.events.bus import event_bus as event_bus
-    from opero.events.runs import Run as Run
-    from opero.events.runs import current_run as current_run
     from opero.events.types import *  # noqa: F403 - all event classes
+    from opero.utils.ambient import Run as Run
+    from opero.utils.ambient import current_run as current_run
 
 export_lazily(
     __name__,
     {
         "opero.events.bus": ("EventBus", "Handler", "Subscription", "event_bus"),
-        "opero.events.runs": ("Run", "current_run"),
+        "opero.utils.ambient": ("Run", "current_run"),
         "opero.events.types": (
             "AttemptFailed", "CacheHit", "CacheMiss", "CacheRefreshed", "CacheSkipped", "CacheStale",
             "CallEnded", "CallGaveUp", "CallStarted", "CallSucceeded", "CallTimedOut", "CircuitChanged",

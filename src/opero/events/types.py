@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, dataclass_transform
 
-from opero.events.runs import parent_run_id, run_id
+from opero.utils.ambient import parent_run_id, run_id
 from opero.utils.secrets import mask_text, masked_repr
 
 

@@ -17,10 +17,9 @@ from opero.core.call import Call
 from opero.core.deadline import current_deadline
 from opero.errors import OperoUsageError
 from opero.events.bus import Emitter, event_bus
-from opero.events.runs import Run
 from opero.tasks.callee import callee_of, with_policies
 from opero.utils import ambient
-from opero.utils.ambient import require_loop
+from opero.utils.ambient import Run, require_loop
 from opero.utils.async_utils import call_in_thread, run_async
 from opero.utils.checks import text_or_none
 from opero.utils.units import format_seconds

@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 from opero.utils.ambient import require_loop
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+S = TypeVar("S")
 
 
 _IS_COROUTINE = 0x80
@@ -72,6 +73,29 @@ MOST_THREADS: Final = 64
 
 # One for each loop: a function in a thread may run a loop of its own, and must not wait for itself.
 _slots: Final[WeakKeyDictionary[AbstractEventLoop, Semaphore]] = WeakKeyDictionary()
+
+
+def in_thread_of(
+    method: Callable[Concatenate[S, P], R],
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]:
+    """Return the asynchronous variant of a method: the same in a thread, so that the event loop is not held up.
+
+    That of an object whose attribute `_blocking` is false is called at once.
+    """
+
+    @functools.wraps(method)
+    async def variant(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        if not getattr(self, "_blocking", True):
+            return method(self, *args, **kwargs)
+        from asyncio import to_thread
+
+        require_loop("use a store that blocks")
+        return await to_thread(method, self, *args, **kwargs)
+
+    owner, _, name = method.__qualname__.rpartition(".")
+    variant.__name__, variant.__qualname__ = f"a{name}", f"{owner}.a{name}"
+    variant.__doc__ = f"Do what `{name}` does, without holding up the event loop."
+    return variant
 
 
 async def call_in_thread(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import CodeType, FunctionType
 from typing import Any, Final
 
-from opero.utils.named_tuple import NamedTuple
+from opero.utils.lazy import NamedTuple
 
 # The kinds have the order and the numbers of those in `inspect`.
 POSITIONAL_ONLY: Final = 0

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, TypeVar
 
 from opero.utils.ambient import require_loop
-from opero.utils.named_tuple import NamedTuple
+from opero.utils.lazy import NamedTuple
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ import math
 import re
 
 from opero.errors import OperoUsageError
-from opero.utils.named_tuple import NamedTuple
+from opero.utils.lazy import NamedTuple
 
 Duration = float | int | str | datetime.timedelta
 """Seconds, a `timedelta`, or text: "250ms", "90s", "15m", "1h", "7d"."""

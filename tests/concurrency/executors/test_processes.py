@@ -620,20 +620,32 @@ def test_a_worker_that_dies_at_start_is_not_replaced_for_ever(maps: Maps) -> Non
         maps(abs, range(9), worker_init=begin)
 
 
+POOL = "opero.concurrency.executors.process.worker_pool"
+
+
 @both
 @posix
-def test_workers_that_are_killed_while_they_start_are_replaced(maps: Maps, tmp_path: Path) -> None:
+def test_workers_that_are_killed_while_they_start_are_replaced(
+    maps: Maps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{POOL}._PAUSE", 0)
+    monkeypatch.setattr(f"{POOL}._FAILED_STARTS", 2)
+
     def begin() -> None:
         with (tmp_path / "starts").open("a+") as file:
             file.write("x")
-            if file.tell() <= 12:
+            if file.tell() <= 24:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     assert maps(abs, range(9), worker_init=begin).items == [*range(9)]
 
 
 @posix
-def test_workers_that_are_always_killed_while_they_start_end_the_map(maps: Maps) -> None:
+def test_workers_that_are_always_killed_while_they_start_end_the_map(
+    maps: Maps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{POOL}._APART", 0)
+
     def begin() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 

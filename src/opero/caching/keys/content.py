@@ -25,7 +25,7 @@ from opero.caching.plain_types import (
     own_dict,
     slots_of,
 )
-from opero.utils.named_tuple import NamedTuple
+from opero.utils.lazy import NamedTuple
 
 _SHOWN_STEPS: Final = 15
 

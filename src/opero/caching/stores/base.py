@@ -38,7 +38,7 @@ from opero.utils import ambient
 from opero.utils.ambient import switch
 from opero.utils.checks import BACKENDS, backend_of
 from opero.utils.fork import run_after_fork
-from opero.utils.named_tuple import NamedTuple
+from opero.utils.lazy import NamedTuple
 
 if TYPE_CHECKING:
     from opero.caching.codec import Codec, Coder

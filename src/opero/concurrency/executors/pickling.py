@@ -29,7 +29,7 @@ from opero.errors import ShippingError
 from opero.events import event_bus
 from opero.limits.shared import attach_table, registry, share_all
 from opero.utils import ambient
-from opero.utils.named_tuple import NamedTuple
+from opero.utils.lazy import NamedTuple
 
 if TYPE_CHECKING:
     from opero.core.options import Options

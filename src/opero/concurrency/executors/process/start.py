@@ -509,9 +509,9 @@ class _Server:
             self._wanted, self._idle_ms = 1, _IDLE_MS
             *given, status, stdout, stderr = fds
             try:
-                ready = any(channel.peek() is None for channel in self._ahead.values())
-                pid, channel = self._ahead.popitem() if ready else self._fork(fds)
-                channel.send(bytes([fresh]), (*given, stdout, stderr))
+                pid, channel = self._ahead.popitem() if self._ahead else self._fork(fds)
+                with suppress(ConnectionError):  # it was killed: a worker that has ended
+                    channel.send(bytes([fresh]), (*given, stdout, stderr))
                 channel.close()
             except OSError as error:
                 os.write(stderr, f"a worker cannot start: {error}\n".encode())

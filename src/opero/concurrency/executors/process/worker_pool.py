@@ -66,8 +66,10 @@ _MOST: Final = 512 << 20
 """Bytes of all buffers of a map; those that are never used take no memory."""
 _FAILED_STARTS: Final = 5
 """So many workers in a row that died before they were ready, and no other is started."""
-_KILLED: Final = 0.1
-"""What one of them counts that another process has killed."""
+_APART: Final = 10.0
+"""Seconds after one of them that others which were killed from outside do not count: a shortage may pass."""
+_PAUSE: Final = 0.01
+"""Seconds without a new worker after such a kill."""
 _CHECK: Final = 0.1
 """Seconds between two checks of the memory of workers, or for calls that a deadline ends."""
 _PAGE_SIZE: Final = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
@@ -93,7 +95,8 @@ class ProcessEngine:
         self._sources: dict[int, WorkerHandle | None] = {}
         self._waiting: deque[PendingChunk] = deque()
         self._reports: list[Report] = []
-        self._failed_starts = 0.0
+        self._failed_starts = 0
+        self._failed_at = -math.inf
         self._without_item = 0
         self._block: AbstractContextManager[Any] | None = None
         self._timeout = 0.0
@@ -181,7 +184,13 @@ class ProcessEngine:
     def _count_failed_start(self, said: str, exitcode: int | None) -> None:
         # The exit code of one that has died with its server is not known.
         killed = exitcode in (-signal.SIGKILL, -signal.SIGTERM) or (exitcode is None and not said)
-        self._failed_starts += _KILLED if killed else 1
+        now = time.monotonic()
+        if killed:
+            time.sleep(_PAUSE)
+            if now - self._failed_at < _APART:
+                return
+        self._failed_at = now
+        self._failed_starts += 1
         if self._failed_starts >= _FAILED_STARTS:
             raise WorkerStartError(said, exitcode)
 
@@ -282,7 +291,7 @@ class ProcessEngine:
             return False
         if kind == UP:
             worker.up = True
-            self._failed_starts = 0.0
+            self._failed_starts = 0
         elif kind == FAILED:
             worker.failure = content[0]
         elif kind == LOG:
@@ -310,7 +319,7 @@ class ProcessEngine:
             pending.left = () if len(left) == len(places) else set(left).difference(places)
             worker.open -= len(places)
             # While something is done, a new worker is worth a try.
-            self._without_item, self._failed_starts = 0, 0.0
+            self._without_item = self._failed_starts = 0
             self._reports.append(done)
             if done.odd and any(map(self._job.ends, done.odd.values())):
                 self.halt()
@@ -395,7 +404,7 @@ class ProcessEngine:
             self._forget(worker.server)
         if worker.failure is not None:
             raise WorkerStartError(worker.failure, worker.exitcode)
-        if not worker.up:
+        if not worker.up and worker.why is None:
             self._count_failed_start(said or worker.server.said(), worker.exitcode)
 
     def _judge(self, worker: WorkerHandle) -> list[Lost]:
