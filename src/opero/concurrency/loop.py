@@ -490,12 +490,11 @@ def stream_map(run: MapRun) -> Iterator[Any]:
 def _run_in_parts(run: MapRun) -> Iterator[Sequence[Any]]:
     with run:
         while (batch := run_sync(run.next_batch())) is not None:
-            if not batch.odd:
+            if batch.odd:
+                # One by one: an error that ends the map is raised here, in its block.
+                yield from zip(run.each(batch), strict=True)
+            else:
                 yield batch.values
-                continue
-            # One by one: an error that ends the map is raised here, in its block.
-            for value in run.each(batch):
-                yield (value,)
     run.raise_ended()
 
 
