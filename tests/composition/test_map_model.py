@@ -199,8 +199,6 @@ def test_a_stream_that_is_left_reads_no_further_than_its_window(
 class Some:
     """Returns what it was given before."""
 
-    blocking = False
-
     def __init__(self, known: dict[int, ItemOutcome]) -> None:
         self.known = known
 

@@ -23,8 +23,7 @@ where: contextvars.ContextVar[list[Any]] = contextvars.ContextVar("where")
 class Memory:
     """Remembers by index."""
 
-    def __init__(self, *, blocking: bool = False) -> None:
-        self.blocking = blocking
+    def __init__(self) -> None:
         self.known: dict[int, ItemOutcome] = {}
         self.closed = 0
         self.threads: set[int] = set()
@@ -46,9 +45,9 @@ class Memory:
         self.closed += 1
 
 
-@pytest.fixture(params=[False, True], ids=["quick", "blocking"])
-def memory(request: pytest.FixtureRequest) -> Iterator[Memory]:
-    memory = Memory(blocking=request.param)
+@pytest.fixture
+def memory() -> Iterator[Memory]:
+    memory = Memory()
     token = recording.set(lambda name: memory)
     yield memory
     recording.reset(token)
@@ -148,9 +147,9 @@ def test_cache_hits_are_recorded(memory: Memory) -> None:
     assert double.stats.misses == 1
 
 
-def test_an_event_loop_does_not_wait_for_a_recorder_that_blocks(memory: Memory) -> None:
+def test_an_event_loop_does_not_wait_for_a_recorder(memory: Memory) -> None:
     mapped("async", abs)([1])
-    assert (threading.get_ident() in memory.threads) is not memory.blocking
+    assert threading.get_ident() not in memory.threads
 
 
 def test_a_map_may_be_left_unrecorded() -> None:

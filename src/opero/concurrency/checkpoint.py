@@ -77,8 +77,6 @@ class Checkpoint:
         make_key: Makes the key of an item.
     """
 
-    blocking = True
-
     def __init__(self, name: str, file: CheckpointFile, make_key: Callable[[Any], str]) -> None:
         self._name = name
         self._file = file

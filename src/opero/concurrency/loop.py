@@ -18,7 +18,6 @@ from opero.concurrency.executors.base import (
     Done,
     ItemRecorder,
     MapJob,
-    ask,
     find_known_items,
     record_items,
 )
@@ -27,7 +26,7 @@ from opero.concurrency.scheduler import Scheduler
 from opero.core.options import MapOptions
 from opero.errors import MapError, MapStopped, OperoUsageError
 from opero.utils import ambient
-from opero.utils.steps import BlockingStep, run_async, run_sync
+from opero.utils.steps import BlockingStep, in_thread, run_async, run_sync
 
 if TYPE_CHECKING:
     from opero.concurrency.executors.base import Report
@@ -273,7 +272,7 @@ class MapRun(AbstractContextManager["MapRun"], AbstractAsyncContextManager["MapR
         if self.progress.interval is not None:
             self.progress.close()
         for recorder in self.recorders:
-            yield from ask(recorder, recorder.close)
+            yield in_thread(recorder.close)
         if isinstance(error, MapError) and error.result is None:
             error.result = self.result()
         if error is not None:

@@ -319,8 +319,6 @@ class ItemJournal:
         name: The mapped function.
     """
 
-    blocking: bool = True
-
     def __init__(self, scope: Scope, path: str, name: str) -> None:
         self._scope = scope
         self._run = scope.run

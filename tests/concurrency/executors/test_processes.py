@@ -515,6 +515,25 @@ def test_the_death_of_the_fork_server_is_survived(maps: Maps) -> None:
     assert killed
 
 
+@posix
+def test_ctrl_c_while_the_fork_server_begins_leaves_no_process(
+    maps: Maps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fork, begun = os.fork, []
+
+    def interrupted() -> int:
+        if (pid := fork()) and not begun:
+            begun.append(pid)
+            signal.raise_signal(signal.SIGINT)
+        return pid
+
+    monkeypatch.setattr(os, "fork", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        maps(abs, [1])
+    assert begun
+    assert begun[0] not in maps.children()
+
+
 @pytest.mark.parametrize("maps", ["forkserver"], indirect=True)
 @posix
 def test_a_fork_server_that_was_killed_between_two_maps_is_begun_anew(maps: Maps) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from opero.utils.lazy import NamedTuple
 from opero.utils.steps import in_thread
@@ -376,8 +376,6 @@ class Batch:
 
 # --- recorders ------------------------------------------------------------------------------------
 
-T = TypeVar("T")
-
 Finished = tuple[int, Any, ItemOutcome]
 """Index, item and what became of it."""
 
@@ -399,17 +397,13 @@ class ItemRecorder(Protocol):
       were cut short because the map ended early, nor errors that are no `Exception` (KeyboardInterrupt, a workflow
       that is being parked): these end the map and are raised to its caller.
 
-    All but `enter` are called from one thread at a time, in the order of completion: in the thread of the map, or,
-    for an asynchronous map and a recorder that says that it blocks, in another thread. What they raise ends the map.
-
-    Attributes:
-        blocking: Whether `find_known`, `keep` and `close` may take long, as a disk does.
+    All but `enter` are called from one thread at a time, in the order of completion: in the thread of the map, or for
+    an asynchronous map, because they may take as long as a disk does, in another thread. What they raise ends the map.
 
     Example:
         >>> from opero import operomap
         >>> from opero.concurrency.executors.base import ItemOutcome
         >>> class Memory:
-        ...     blocking = False
         ...     known = {}
         ...     def enter(self, index, item):
         ...         pass
@@ -430,8 +424,6 @@ class ItemRecorder(Protocol):
         resumed resumed fresh [2, 4, 6]
         >>> recording.reset(token)
     """
-
-    blocking: bool
 
     def enter(self, index: int, item: Any, /) -> object:
         """An attempt at an item begins in this context; called in the thread or task that runs it."""
@@ -463,19 +455,11 @@ recording: Final[ContextVar[MakeRecorder | None]] = ContextVar("opero_recording"
 # --- the map's side -------------------------------------------------------------------------------
 
 
-def ask(recorder: ItemRecorder, call: Callable[[], T]) -> StepLogic[T]:
-    """Call a recorder's method; in an event loop in another thread, if it may take long."""
-    if not recorder.blocking:
-        return call()
-    found: T = yield in_thread(call)
-    return found
-
-
 def find_known_items(
     recorder: ItemRecorder, idx: Sequence[int], items: list[Any]
 ) -> StepLogic[tuple[Batch | None, Sequence[int], list[Any]]]:
     """Ask for known items; return these, and the indices and items of the others."""
-    known = yield from ask(recorder, lambda: recorder.find_known(idx, items))
+    known: Mapping[int, ItemOutcome] = yield in_thread(lambda: recorder.find_known(idx, items))
     if not known:
         return None, idx, items
     found, others = Batch([], [], [], {}, "resumed"), list[tuple[int, Any]]()
@@ -497,4 +481,4 @@ def record_items(recorder: ItemRecorder, batches: Iterable[Batch]) -> StepLogic[
         if (outcome := batch.outcome(n)).error is None or isinstance(outcome.error, Exception)
     ]
     if finished:
-        yield from ask(recorder, lambda: recorder.keep(finished))
+        yield in_thread(lambda: recorder.keep(finished))

@@ -237,19 +237,22 @@ class ForkServer:
         # A Ctrl-C must find the child with its own handlers, or not at all.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
-            with theirs:
-                if worker_main is not None:
-                    self._forked = _fork(theirs, worker_main, mask)
-                else:
-                    self._output, _ = shared_file("server")
-                    os.lseek(self._output, PAGE, os.SEEK_SET)
-                    self._beginner = _begin_interpreter(theirs, self._output)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            # Its last user closes it: the pools that have workers of it, or the program at its end.
-            self._release = weakref.finalize(self, _release, ours, self._output, self._beginner)
-            if not self._forked and self._beginner is None:
-                self._release()
+            try:
+                with theirs:
+                    if worker_main is not None:
+                        self._forked = _fork(theirs, worker_main, mask)
+                    else:
+                        self._output, _ = shared_file("server")
+                        os.lseek(self._output, PAGE, os.SEEK_SET)
+                        self._beginner = _begin_interpreter(theirs, self._output)
+            finally:
+                # Its last user closes it: the pools that have workers of it, or the program at its end.
+                self._release = weakref.finalize(self, _release, ours, self._output, self._beginner)
+                # Raises the Ctrl-C that has come meanwhile.
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        except BaseException:
+            self.close()
+            raise
 
     def start(self, fds: Sequence[int], *, fresh: bool = False) -> tuple[int, int]:
         """Begin a worker.
