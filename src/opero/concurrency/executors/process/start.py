@@ -548,8 +548,7 @@ class _Server:
         for fd in (self._woken, self._waker, *others, *statuses):
             os.close(fd)
         if ahead and self._warm_up is not None:
-            with suppress(Exception):  # it has gained nothing
-                self._warm_up()
+            self._warm_up()
         try:
             fresh, (*given, stdout, stderr) = channel.receive()
         except EOFError:

@@ -79,9 +79,11 @@ def _nothing(*_: object) -> None:
 
 def warm_up() -> None:
     """Do what a worker does with a job, so that the memory which that touches is this process' own."""
-    pipeline = Pipeline(FunctionInfo(_nothing), Options.of("operomap", cache=False))
-    spec: JobSpec = pickle.loads(pickle.dumps(JobSpec.of(MapJob(_nothing, pipeline)), 5))  # noqa: S301 - made here
-    ItemRunner(spec.job(None, _nothing)).run(None, None)
+    with suppress(Exception):  # a worker that needs it meets the same error and reports it
+        pipeline = Pipeline(FunctionInfo(_nothing), Options.of("operomap", cache=False))
+        data = pickle.dumps(JobSpec.of(MapJob(_nothing, pipeline)), 5)
+        spec: JobSpec = pickle.loads(data)  # noqa: S301 - made here
+        ItemRunner(spec.job(None, _nothing)).run(None, None)
 
 
 def _run_all(session: WorkerSession) -> None:
