@@ -88,6 +88,22 @@ def test_no_module_is_longer_than_650_lines() -> None:
     assert [path for path, text in texts.items() if len(text.splitlines()) > 650] == []
 
 
+@pytest.mark.parametrize(
+    ("call", "home"),
+    [
+        ("register_at_fork(", "utils/fork.py"),
+        ("sqlite3.connect(", "utils/sqlite.py"),
+        ("fcntl.lockf(", "limits/state_file.py"),
+        ("boot_id", None),
+        ("f_lineno", None),
+        ("co_firstlineno", None),
+    ],
+)
+def test_a_mechanism_stands_in_one_module(call: str, home: str | None) -> None:
+    found = [path for path in MODULES if call in (ROOT / path).read_text(encoding="utf-8")]
+    assert found == ([] if home is None else [f"src/opero/{home}"])
+
+
 @pytest.mark.parametrize("path", ["cleanup.py", ".ci/run"])
 @pytest.mark.skipif(os.name == "nt", reason="Windows keeps no executable bit")
 def test_a_command_can_be_executed(path: str) -> None:

@@ -1,5 +1,5 @@
 # this_file: tests/caching/test_plain_types.py
-"""A type in the table of plain types is known to keys, copying, the codec, the journal and recordings."""
+"""A type in the table of plain types is known to keys, copying, the codec, journals, recordings and checkpoints."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import pydantic
 import pytest
 from tests.tables import rows
 
-from opero import opero
-from opero.caching import plain_types
+from opero import opero, operomap
+from opero.caching import plain_types, signing
 from opero.caching.codec import Coder
 from opero.caching.copying import freeze
 from opero.caching.keys import encode
@@ -90,6 +90,21 @@ def test_a_type_that_is_added_is_known_everywhere(tmp_path: Path) -> None:
     with replay(tmp_path / "tape"):
         assert f(20.5) == value
     assert "encoded" not in (tmp_path / "tape").read_text()
+    assert resumed(measure, 20.5, tmp_path) == (value, 1)
+
+
+@pytest.fixture(autouse=True)
+def no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing can be signed, so that nothing can be pickled."""
+    monkeypatch.setattr(signing, "find_secret", lambda *, shared: (None, "there is no secret"))
+
+
+def resumed(function: Any, item: Any, tmp_path: Path) -> tuple[Any, int]:
+    """Return what a map finds in its checkpoint, and how many calls it needed for it in two runs."""
+    f = operomap(mode="thread", cache=False, checkpoint=str(tmp_path / "map.db"))(function)
+    f([item])
+    (found,) = f([item])
+    return found, f.stats.calls
 
 
 def measure(degrees: float) -> Celsius:
@@ -129,7 +144,7 @@ def test_models_and_dataclasses_need_no_secret(tmp_path: Path) -> None:
     assert decoded(SHOP) == SHOP
     assert type(decoded(SHOP).items[1].price) is Decimal
     assert values.decode(values.encode(SHOP)) == SHOP
-    f = opero(cache_backend=f"disk:{tmp_path / 'cache'}", cache_codec="plain")(shop)
+    f = opero(cache_backend=f"disk:{tmp_path / 'cache'}")(shop)
     assert f(1) == f(1) == SHOP
     assert f.stats.hits == 1
     with record(tmp_path / "tape"):
@@ -137,6 +152,9 @@ def test_models_and_dataclasses_need_no_secret(tmp_path: Path) -> None:
     with replay(tmp_path / "tape"):
         assert opero(cache=False)(shop)(1) == SHOP
     assert "encoded" not in (tmp_path / "tape").read_text()
+    assert resumed(shop, 1, tmp_path) == (SHOP, 1)
+    assert encode(SHOP) == encode(shop(2))
+    assert freeze(SHOP)[1](freeze(SHOP)[0]) == SHOP
 
 
 @rows("name", [row.name for row in plain_types.BY_NUMBER.values()])

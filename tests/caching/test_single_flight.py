@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
+import random
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from opero import opero
 from opero.caching.single_flight import (
+    Flight,
     Instruction,
     SingleFlight,
     become_leader,
@@ -18,9 +22,11 @@ from opero.caching.single_flight import (
     stop_leading,
     take_verdict,
 )
+from opero.utils.steps import BlockingStep, run_async, run_sync
 
 if TYPE_CHECKING:
     from opero.testing import FakeClock
+    from opero.utils.steps import StepLogic
 
 pytestmark = pytest.mark.internal
 
@@ -278,3 +284,74 @@ def test_threads_that_wait_for_a_failing_leader_get_the_expired_result(clock: Fa
     assert sorted(r.calls for r in receipts) == [0, 0, 0, 1]
     assert len({id(r.value) for r in receipts}) == 4
     assert fetch.stats.stale == 4
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_threads_and_two_loops_with_cancellations_lose_and_double_no_flight(seed: int) -> None:
+    flights, lock = SingleFlight(), threading.Lock()
+    inside = most = led = shared = 0
+    running = [True, True]  # one for each loop
+
+    def call(draw: random.Random, *, blocking: bool) -> StepLogic[None]:
+        """Do what a cached call does: compute, or take what another caller computes."""
+        nonlocal inside, most, led, shared
+        found = yield from flights.follow("key", None, blocking=blocking)
+        if not isinstance(found, Flight):
+            shared += 1
+            return
+        become_leader(found)
+        try:
+            with lock:
+                led, inside = led + 1, inside + 1
+                most = max(most, inside)
+            try:
+                yield BlockingStep(time.sleep, asyncio.sleep, (draw.choice([0, 0.0003]),))
+            finally:
+                with lock:
+                    inside -= 1
+            notify(flights.complete(found), Instruction.COMPUTE)
+        finally:
+            flights.abandon(found)
+            stop_leading(found)
+
+    def in_thread(number: int) -> None:
+        draw = random.Random(f"{seed} thread {number}")
+        while running:
+            run_sync(call(draw, blocking=True))
+
+    async def one(draw: random.Random) -> None:
+        while True:
+            await run_async(call(draw, blocking=False))
+            await asyncio.sleep(0)
+
+    async def in_loop(number: int) -> None:
+        draw = random.Random(f"{seed} loop {number}")
+        tasks = [asyncio.create_task(one(draw)) for _ in range(6)]
+        for _ in range(300):
+            for _ in range(draw.randrange(4)):
+                await asyncio.sleep(0)
+            victims = draw.sample(tasks, draw.randrange(1, 6))
+            for victim in victims:  # a leader, and then, perhaps, who has just taken over
+                victim.cancel()
+                if draw.random() < 0.7:
+                    await asyncio.sleep(0)
+            await asyncio.wait(victims)
+            tasks = [task for task in tasks if task not in victims]
+            tasks += [asyncio.create_task(one(draw)) for _ in victims]
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        running.pop()
+
+    threads = [threading.Thread(target=in_thread, args=(n,), daemon=True) for n in range(3)]
+    threads += [
+        threading.Thread(target=asyncio.run, args=(in_loop(n),), daemon=True) for n in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads), "a caller waits for ever"
+    assert (inside, most, len(flights)) == (0, 1, 0)
+    assert led
+    assert shared

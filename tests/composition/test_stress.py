@@ -153,3 +153,71 @@ def test_no_permit_is_lost_or_doubled(seed: int, way: str) -> None:
 @contextlib.contextmanager
 def limitless() -> Any:
     yield
+
+
+def test_no_result_is_computed_twice_at_once_and_no_caller_is_forgotten() -> None:
+    lock, chance = threading.Lock(), random.Random(1)
+    inside = most = served = 0
+
+    def enter() -> float:
+        nonlocal inside, most
+        with lock:
+            inside += 1
+            most = max(most, inside)
+            return chance.choice([0, 0, 0.0005])
+
+    def leave() -> None:
+        nonlocal inside
+        with lock:
+            inside -= 1
+
+    # What is stored expires at once, so that all callers of the key wait for one of them time and again.
+    @opero(retries=0, cache_ttl=0.0001)
+    async def acall() -> str:
+        try:
+            await asyncio.sleep(enter())
+        finally:
+            leave()
+        if chance.random() < 0.2:
+            raise ConnectionError
+        return "result"
+
+    async def one() -> None:
+        nonlocal served
+        while True:
+            with contextlib.suppress(ConnectionError):
+                assert await acall() == "result"
+            served += 1
+            await asyncio.sleep(0)
+
+    async def in_loop(seed: int) -> None:
+        draw = random.Random(seed)
+        tasks = [asyncio.create_task(one()) for _ in range(8)]
+        for _ in range(200):
+            for _ in range(draw.randrange(4)):
+                await asyncio.sleep(0)
+            victims = draw.sample(tasks, draw.randrange(1, 8))
+            for victim in victims:  # a leader, and then, perhaps, who has just taken over
+                victim.cancel()
+                if draw.random() < 0.7:
+                    await asyncio.sleep(0)
+            await asyncio.wait(victims)
+            assert all(victim.cancelled() or not victim.exception() for victim in victims)
+            tasks = [task for task in tasks if task not in victims]
+            tasks += [asyncio.create_task(one()) for _ in victims]
+        with contextlib.suppress(ConnectionError):
+            await acall()  # would wait for ever where a flight has lost its leader
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+    threads = [
+        threading.Thread(target=asyncio.run, args=(in_loop(n),), daemon=True) for n in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads), "a caller waits for ever"
+    assert (inside, most) == (0, 1)
+    assert served

@@ -274,6 +274,7 @@ def test_a_stream_reads_no_further_than_two_chunks_for_each_worker(ordered: bool
         next(stream)
         assert read - taken <= 2 * 3 * 5
     stream.close()
+    assert not list(stream), "what was read is not handed out any more"
 
 
 def test_asynchronous_input_is_awaited_while_items_run() -> None:

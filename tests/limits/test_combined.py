@@ -214,6 +214,10 @@ def test_what_is_no_amount_is_refused(amount):
         as_units(amount, "cost")
 
 
+def test_however_little_a_call_costs_it_is_something():
+    assert [as_units(cost, "cost") for cost in (0, 1e-9, 1e-6, 2.5)] == [0, 1, 1, 2_500_000]
+
+
 def test_a_limit_too_large_to_be_counted_is_refused():
     with pytest.raises(OperoUsageError, match="larger units"):
         CostWindow.of(Rate(1e13, 1))

@@ -22,7 +22,6 @@ from opero.caching.single_flight import (
     SharedResult,
     SingleFlight,
     become_leader,
-    copy_error,
     forget_leadership,
     leads,
     notify,
@@ -30,6 +29,7 @@ from opero.caching.single_flight import (
 )
 from opero.errors import Rejected, StoreError, UnkeyableError
 from opero.utils import ambient
+from opero.utils.exceptions import copy_error
 from opero.utils.lazy import NamedTuple
 from opero.utils.steps import BlockingStep
 from opero.utils.units import format_bytes, format_seconds, parse_seconds, parse_size

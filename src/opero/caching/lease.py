@@ -149,7 +149,7 @@ class Leases:
                 )
                 if mine is False and not patient:
                     return None, None, True
-                if not (mine and monotonic() - seen_at < _GATHER / 2):
+                if not (mine and self.is_recent(seen_at)):
                     seen = yield find(key)
                 seen_at = -math.inf
                 if mine is not False or (seen is not None and self._entries.is_fresh(key, seen)):
@@ -163,6 +163,10 @@ class Leases:
             # Perhaps it was lent, though nothing came of it.
             _renewer.release(lease)
             raise
+
+    def is_recent(self, looked_at: float) -> bool:
+        """Return whether a look in the store, begun then, still counts now that a lease was acquired."""
+        return monotonic() - looked_at < _GATHER / 2
 
     def acquire_at_once(self, flight: Flight, seen_at: float) -> bool | None:
         """Acquire the lease of a flight if it is free; if not, `take_turn` has to decide what is to be done.

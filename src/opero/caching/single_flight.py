@@ -11,13 +11,11 @@ comes.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Hashable, Iterable
 from contextvars import ContextVar, Token
 from enum import Enum
 from threading import RLock, get_ident
-from types import MemberDescriptorType
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from opero.utils import ambient
 from opero.utils.ambient import warn_on_loop
@@ -355,67 +353,3 @@ def _successor(flight: Flight, deadline: float | None) -> Waiter | None:
         if later and waiter.ready:
             return waiter
     return None
-
-
-# --- copies of failures ---------------------------------------------------------------------------
-
-E = TypeVar("E", bound=BaseException)
-
-
-def copy_error(error: E) -> E:
-    """Return a copy of an exception: type, args, attributes, notes, cause, context and traceback so
-    far.
-
-    Its class's `__init__` is not called, since it may want other arguments than `args` holds. What
-    lives in C structures and slots (`OSError.errno`, `StopIteration.value`) is carried over member
-    by member.
-
-    Returns:
-        The copy, or the exception itself if it cannot be copied.
-
-    Example:
-        >>> copy_error(FileNotFoundError(2, "No such file", "x.txt"))
-        FileNotFoundError(2, 'No such file')
-    """
-    kind = type(error)
-    try:
-        made = kind.__new__(kind, *error.args)
-        if type(made) is not kind or made is error:
-            return error
-        _carry_over(error, made)
-    except Exception:  # noqa: BLE001 - a class may refuse anything; all callers share the object then
-        return error
-    return made
-
-
-def _carry_over(error: BaseException, made: BaseException) -> None:
-    # Set past the class's own `__setattr__`: exceptions may be frozen dataclasses.
-    put = BaseException.__setattr__
-    for owner in type(error).__mro__:
-        for member in vars(owner).values():
-            value = _read(member, error)
-            # An empty C member reads as None too, and would not be empty once None were written to it.
-            if value is not _ABSENT and value is not _read(member, made):
-                with contextlib.suppress(AttributeError, TypeError):  # only `__new__` sets some
-                    member.__set__(made, value)
-    state: dict[str, Any] = dict(error.__dict__)
-    notes = state.get("__notes__")
-    if isinstance(notes, list):
-        state["__notes__"] = list(notes)
-    made.__dict__.update(state)
-    put(made, "args", error.args)
-    put(made, "__cause__", error.__cause__)
-    put(made, "__context__", error.__context__)
-    put(made, "__suppress_context__", error.__suppress_context__)
-    put(made, "__traceback__", error.__traceback__)
-
-
-def _read(member: Any, error: BaseException) -> object:
-    """Return what a member in C or a slot holds; `_ABSENT` if it is empty, or something else."""
-    if isinstance(member, MemberDescriptorType):
-        with contextlib.suppress(AttributeError):
-            return member.__get__(error)
-    return _ABSENT
-
-
-_ABSENT: Final = object()

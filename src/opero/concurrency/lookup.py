@@ -17,6 +17,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field
 from threading import get_ident
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from opero.caching.memory import Entry
@@ -26,7 +27,6 @@ from opero.caching.single_flight import (
     SharedFailure,
     SharedResult,
     become_leader,
-    copy_error,
     leads_others,
     notify,
     take_verdict,
@@ -35,6 +35,7 @@ from opero.concurrency.executors.base import Batch, ItemOutcome, Origin
 from opero.core.call import Call
 from opero.errors import DeadlineError, Rejected
 from opero.utils import ambient
+from opero.utils.exceptions import copy_error
 from opero.utils.steps import in_thread
 from opero.utils.units import parse_seconds
 from opero.utils.waiters import Waiter
@@ -269,12 +270,14 @@ class CacheLookup:
         Returns:
             How many were not there.
         """
+        looked_at, leases = monotonic(), self._leases
         missing = yield from self._found(leads)
         unknown = len(missing)
-        if missing and self._leases is not None:
-            free = yield from self._acquire(self._leases, missing)
+        if missing and leases is not None:
+            missing = yield from self._acquire(leases, missing)
             # The previous holder of a lease may have stored the result before this one was acquired.
-            missing = yield from self._found(free)
+            if not leases.is_recent(looked_at):
+                missing = yield from self._found(missing)
         for lead in missing:
             self._begin(lead)
         while self._refreshes:

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from operator import attrgetter
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from opero.concurrency.executors.base import (
     Batch,
@@ -466,11 +467,33 @@ async def run_map_async(begin: Callable[[], MapRun]) -> Any:
     return run.outcome()
 
 
+class ResultStream(itertools.chain[Any]):
+    """Results one by one, as fast as from a list; the map runs as they are consumed."""
+
+    parts: Any
+
+    def close(self) -> None:
+        """End the map, and have no more results."""
+        self.parts.close()
+        deque(self, maxlen=0)
+
+
 def stream_map(run: MapRun) -> Iterator[Any]:
-    """Yield results, running the map as they are consumed; closing the iterator ends the map."""
+    """Return the results of a map, which runs as they are consumed; closing or dropping the iterator ends it."""
+    parts = _run_in_parts(run)
+    stream = cast("ResultStream", ResultStream.from_iterable(parts))
+    stream.parts = parts
+    return stream
+
+
+def _run_in_parts(run: MapRun) -> Iterator[Sequence[Any]]:
     with run:
         while (batch := run_sync(run.next_batch())) is not None:
-            yield from run.each(batch) if batch.odd else batch.values
+            if batch.odd:
+                # One by one: an error that ends the map is raised here, in its block.
+                yield from zip(run.each(batch), strict=True)
+            else:
+                yield batch.values
     run.raise_ended()
 
 

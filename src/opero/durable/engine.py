@@ -326,10 +326,11 @@ class Engine:
             if name in get_registry().workflows:
                 continue
             reason = f"no running program has registered the workflow {name!r}: import the module that defines it"
-            self.journal.write(Annotate(name, before, reason))
+            # First, so that who reads the reason in the journal was warned.
             if name not in self._unknown:
                 self._unknown.add(name)
                 _warn(f"{self.store!r} has workflows to run, but {reason}.")
+            self.journal.write(Annotate(name, before, reason))
 
     def _adopt(self, record: WorkflowRecord) -> None:
         """Run a workflow that was acquired, if the version that started it is known here."""

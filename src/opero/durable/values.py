@@ -34,6 +34,7 @@ from opero.caching.plain_types import (
     refuse_alike,
 )
 from opero.errors import ActivityError, OperoUsageError, UnserializableError
+from opero.utils.exceptions import new_error
 
 _MAX_DEPTH: Final = 200
 _SMALL: Final = 1 << 63
@@ -556,21 +557,13 @@ def _rebuilt(kept: dict[str, Any], base: type[BaseException] = Exception) -> Any
     if not issubclass(cls, base):
         raise UnserializableError(f"{kept['type'].replace(':', '.')} is no longer an error.")
     members = [_rebuilt(member) for member in kept.get("members", ())]
-    made_from = [decode(text) for text in kept["made_from"]]
-    # The nearest built-in error's: a class of the program may have code of its own there.
-    builtin: Any = next(base for base in cls.__mro__ if base.__module__ == "builtins")
-    if members:
-        made: Any = builtin.__new__(cls, *made_from, members)
-        made.args = (*made_from, members)
-    else:
-        try:
-            # What built-in errors keep outside their attributes (`OSError.errno`) is set here.
-            made = builtin.__new__(cls, *made_from)
-        except TypeError:
-            made = builtin.__new__(cls)
-        made.args = tuple(decode(text) for text in kept["args"])
-    for name, text in kept["attributes"].items():
-        vars(made)[name] = decode(text)
+    made = new_error(
+        cls,
+        [decode(text) for text in kept["args"]],
+        {name: decode(text) for name, text in kept["attributes"].items()},
+        made_from=[decode(text) for text in kept["made_from"]],
+        members=members,
+    )
     before = made
     for name, packed in kept.get("behind", ()):
         try:

@@ -8,9 +8,8 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Final, NoReturn
 from weakref import WeakSet
 
@@ -45,6 +44,7 @@ from opero.errors import (
 )
 from opero.events.bus import event_bus
 from opero.utils.ambient import running_loop
+from opero.utils.waiters import TaskWaiter
 
 _FAILURES: Final = 100
 """Errors of steps that are remembered, to find the one that ends the workflow."""
@@ -331,12 +331,11 @@ class WorkflowRun:
             self._strand(error)
         self.progressed = True
 
-    def in_order(self, step: StepRecord) -> asyncio.Future[None]:
+    def in_order(self, step: StepRecord) -> Coroutine[Any, Any, bool]:
         """Return what is to be awaited until a recorded step's outcome is the next in replay order."""
-        loop = asyncio.get_running_loop()
-        reached: asyncio.Future[None] = loop.create_future()
-        order_of(loop).queue(self, step.ended or 0.0, partial(_reach, reached))
-        return reached
+        waiter = TaskWaiter()
+        order_of(asyncio.get_running_loop()).queue(self, step.ended or 0.0, waiter.wake)
+        return waiter.wait()
 
     def post(self, op: Op) -> None:
         """Queue a write that nothing waits for."""
@@ -429,11 +428,6 @@ class WorkflowRun:
                     seconds=None if step.ended is None else step.ended - step.began,
                 )
             )
-
-
-def _reach(reached: asyncio.Future[None]) -> None:
-    if not reached.done():
-        reached.set_result(None)
 
 
 def _shown(name: str, digest: str) -> str:

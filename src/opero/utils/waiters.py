@@ -17,7 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from opero.utils.ambient import require_loop
+from opero.utils.ambient import require_loop, running_loop
 from opero.utils.steps import BlockingStep, StepLogic, run_async, run_sync
 from opero.utils.threads import locked, wait_for_release
 
@@ -106,12 +106,9 @@ class TaskWaiter(Waiter):
     value: Any
 
     def __init__(self, request: Any = None) -> None:
-        from asyncio import get_running_loop
-
-        require_loop("wait in line")
         super().__init__(request)
         self._woken = False
-        self._loop: AbstractEventLoop = get_running_loop()
+        self._loop: AbstractEventLoop = require_loop("wait in line")
         self._future: Future[None] = self._loop.create_future()
 
     @property
@@ -128,13 +125,11 @@ class TaskWaiter(Waiter):
         """
         if self._future.cancelled():
             return False
-        from asyncio import _get_running_loop
-
         # Set before the task is woken, which may look at once.
         running = self.granted = self._loop.is_running()
         self.value = value if running else None
         try:
-            if _get_running_loop() is self._loop:
+            if running_loop() is self._loop:
                 self._wake_up()
             else:
                 self._loop.call_soon_threadsafe(self._wake_up)

@@ -19,6 +19,7 @@ from opero.concurrency.executors.base import Done, ItemOutcome, WorkerFacts
 from opero.concurrency.executors.pickling import PROTOCOL, dumps
 from opero.core.failures import read_marks, restore_marks
 from opero.errors import RemoteError, ShippingError
+from opero.utils.exceptions import new_error
 
 if TYPE_CHECKING:
     from opero.concurrency.executors.base import Chunk
@@ -336,13 +337,9 @@ def _rebuild(
         if isinstance(found, BaseException):
             return found
         kind, args, state = found
-        error: BaseException
         if issubclass(kind, BaseExceptionGroup):
-            error = kind.__new__(kind, message or "", members)
-        else:
-            error = kind.__new__(kind, *args)
-            error.args = args
-        vars(error).update(state)
+            args = (message or "",)
+        error: BaseException = new_error(kind, args, state, members=members, trusted=True)
     except Exception:  # noqa: BLE001 - a module that is missing here, say
         return RemoteError(*texts)
     return error

@@ -44,6 +44,8 @@ EXIT_STATUS: Final = struct.Struct("<qq")
 
 WorkerMain = Callable[[int, int, int], None]
 """What a worker does with the descriptors of its connection, its own memory and the memory of all workers."""
+WarmUp = Callable[[], object] | None
+"""What a process that is forked ahead does before it waits, so that what is copied on writing is copied by then."""
 
 
 # --- the choice -----------------------------------------------------------------------------------
@@ -378,7 +380,7 @@ def _fork(theirs: socket.socket, worker_main: WorkerMain, mask: Any) -> int:
     if not pid:
         # What is garbage here belongs to the parent, and so do its finalizers.
         gc.freeze()
-        _leave(lambda: _serve(theirs, worker_main, mask))
+        _leave(lambda: _serve(theirs, worker_main, None, mask))
     return pid
 
 
@@ -414,7 +416,8 @@ def _begin_interpreter(theirs: socket.socket, output: int) -> subprocess.Popen[b
 _BEGIN: Final = (
     "import os, sys; a = sys.argv; s, o = int(a[1]), int(a[2]); "
     "os.fork() and os._exit(0); os.dup2(o, 1); os.dup2(o, 2); sys.path[:] = a[3:]; "
-    f"from {__name__} import serve; from {__package__}.worker import worker_main; serve(s, o, worker_main)"
+    f"from {__name__} import serve; from {__package__}.worker import warm_up, worker_main; "
+    "serve(s, o, worker_main, warm_up)"
 )
 """The server is no child of the program, whose own `os.wait()` would wait for it."""
 
@@ -434,19 +437,23 @@ def _interpreter(executable: str, code: str) -> list[str]:
 # --- the server itself ----------------------------------------------------------------------------
 
 
-_IDLE_MS: Final = 10
-"""Milliseconds without a request after which a process is forked ahead, so that it delays none that is needed now."""
+_IDLE_MS: Final = 50
+"""Milliseconds without a request after which a process is forked ahead while workers have the processors."""
+_MOST_AHEAD: Final = 4
+"""Most of them when a map is over."""
 
 
 class _Server:
-    """Begins workers; if it outlives its map, one process is forked ahead, for which the next worker need not wait."""
+    """Begins workers; if it outlives its map, some are forked ahead: one at first, as many as a map had at its end."""
 
-    def __init__(self, control: Channel, worker_main: WorkerMain, *, lasts: bool) -> None:
+    def __init__(self, control: Channel, worker_main: WorkerMain, warm_up: WarmUp) -> None:
         self._control = control
         self._worker_main = worker_main
-        self._lasts = lasts
+        self._warm_up = warm_up
         self._workers: dict[int, tuple[int, int]] = {}
         self._ahead: dict[int, Channel] = {}
+        self._lasts = warm_up is not None
+        self._wanted = 1
         self._idle_ms = _IDLE_MS
 
     def run(self) -> None:
@@ -463,7 +470,7 @@ class _Server:
         poller.register(self._woken, select.POLLIN)
         try:
             while True:
-                due = self._lasts and not self._ahead
+                due = self._lasts and len(self._ahead) < self._wanted
                 events = poller.poll(self._idle_ms if due else None)
                 if not events:
                     try:
@@ -492,15 +499,17 @@ class _Server:
             pid, _ = self._workers.get(message[1], (0, 0))
             if pid:
                 os.kill(pid, signal.SIGKILL)
+            if self._idle_ms:
+                # The first of those of a map that is over.
+                self._wanted, self._idle_ms = min(len(self._workers), _MOST_AHEAD), 0
         elif message[0] == "preload":
             _preload(*message[1:])
-            self._idle_ms = 0
             while self._ahead:
                 # It has not imported that, and ends.
                 self._ahead.popitem()[1].close()
         else:
             _, number, fresh = message
-            self._idle_ms = _IDLE_MS
+            self._wanted, self._idle_ms = 1, _IDLE_MS
             *given, status, stdout, stderr = fds
             try:
                 pid, channel = self._ahead.popitem() if self._ahead else self._fork(fds)
@@ -528,16 +537,18 @@ class _Server:
             gc.freeze()
             pid = os.fork()
             if not pid:
-                _leave(lambda: self._live(Channel(theirs), [ours.detach(), *others]))
+                _leave(lambda: self._live(Channel(theirs), [ours.detach(), *others], not others))
         return pid, Channel(ours)
 
-    def _live(self, channel: Channel, others: list[int]) -> None:
+    def _live(self, channel: Channel, others: list[int], ahead: bool) -> None:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         # A sentinel ends with the server: no worker holds it open.
         statuses = [status for _, status in self._workers.values()]
         for fd in (self._woken, self._waker, *others, *statuses):
             os.close(fd)
+        if ahead and self._warm_up is not None:
+            self._warm_up()
         try:
             fresh, (*given, stdout, stderr) = channel.receive()
         except EOFError:
@@ -571,20 +582,21 @@ def _report(status: int, pid: int, code: int) -> None:
         os.write(status, EXIT_STATUS.pack(pid, code))
 
 
-def serve(control_fd: int, output: int, worker_main: WorkerMain) -> NoReturn:
+def serve(control_fd: int, output: int, worker_main: WorkerMain, warm_up: WarmUp) -> NoReturn:
     """Become the fork server in a fresh interpreter.
 
     Args:
         control_fd: Descriptor of the socket to the program.
         output: Where stdout and stderr of the server go already.
         worker_main: What workers do.
+        warm_up: What a process that is forked ahead does before it waits.
     """
     os.close(output)
     control = socket.socket(fileno=control_fd)
-    _leave(lambda: _serve(control, worker_main, None))
+    _leave(lambda: _serve(control, worker_main, warm_up, None))
 
 
-def _serve(control: socket.socket, worker_main: WorkerMain, mask: Any) -> None:
+def _serve(control: socket.socket, worker_main: WorkerMain, warm_up: WarmUp, mask: Any) -> None:
     # A Ctrl-C goes to the whole group: the map decides what becomes of its workers. It is handled and not ignored,
     # because programs that a worker starts would inherit that.
     signal.signal(signal.SIGINT, _nothing)
@@ -600,7 +612,7 @@ def _serve(control: socket.socket, worker_main: WorkerMain, mask: Any) -> None:
         os.dup2(null, 0)
         os.close(null)
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - open until the end
-    _Server(Channel(control), worker_main, lasts=mask is None).run()
+    _Server(Channel(control), worker_main, warm_up).run()
 
 
 def _preload(names: list[str], paths: list[str]) -> None:

@@ -8,6 +8,7 @@ an item takes long is reported by a signal handler in that thread, when the pool
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import socket
 import time
@@ -16,8 +17,9 @@ from itertools import islice
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from opero.concurrency.executors.base import ItemOutcome, Parked
+from opero.concurrency.executors.base import ItemOutcome, MapJob, Parked
 from opero.concurrency.executors.encoding import PLAIN, decode_value
+from opero.concurrency.executors.pickling import JobSpec
 from opero.concurrency.executors.process.session import (
     DUE,
     SLOW_CHUNK,
@@ -26,13 +28,16 @@ from opero.concurrency.executors.process.session import (
     WorkerSession,
 )
 from opero.concurrency.executors.process.start import Channel
+from opero.concurrency.item_runner import ItemRunner
 from opero.core.deadline import run_until
+from opero.core.function import FunctionInfo
+from opero.core.options import Options
+from opero.core.pipeline import Pipeline
 from opero.utils.ambient import switch
 
 if TYPE_CHECKING:
     from asyncio import Semaphore, TaskGroup
 
-    from opero.concurrency.executors.pickling import JobSpec
     from opero.concurrency.executors.process.session import RunningChunk
     from opero.concurrency.item_runner import Result
 
@@ -70,6 +75,15 @@ def worker_main(conn_fd: int, own_fd: int, pool_fd: int, spec: JobSpec | None = 
 
 def _nothing(*_: object) -> None:
     """Handle a Ctrl-C: the map decides what becomes of its workers."""
+
+
+def warm_up() -> None:
+    """Do what a worker does with a job, so that the memory which that touches is this process' own."""
+    with suppress(Exception):  # a worker that needs it meets the same error and reports it
+        pipeline = Pipeline(FunctionInfo(_nothing), Options.of("operomap", cache=False))
+        data = pickle.dumps(JobSpec.of(MapJob(_nothing, pipeline)), 5)
+        spec: JobSpec = pickle.loads(data)  # noqa: S301 - made here
+        ItemRunner(spec.job(None, _nothing)).run(None, None)
 
 
 def _run_all(session: WorkerSession) -> None:

@@ -1,4 +1,4 @@
-# this_file: tests/caching/test_copy_error.py
+# this_file: tests/utils/test_exceptions.py
 """Copies of exceptions, one for each waiter."""
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ import traceback
 
 import pytest
 
-from opero.caching.single_flight import SharedFailure, copy_error
+from opero.caching.single_flight import SharedFailure
+from opero.utils.exceptions import copy_error
 
 pytestmark = pytest.mark.internal
 
