@@ -22,8 +22,8 @@ from opero.caching.single_flight import (
     SharedResult,
     SingleFlight,
     become_leader,
+    flights_led,
     forget_leadership,
-    leads,
     notify,
     stop_leading,
 )
@@ -330,7 +330,7 @@ class FunctionCache:
         Args:
             flight: What it leads; anything else if it leads none.
         """
-        if not isinstance(flight, Flight) or not leads(flight):
+        if not isinstance(flight, Flight) or flight not in flights_led():
             return
         # Where a waiter leads by now, there is nothing left to do but to leave.
         if flight.done or flight.thread == get_ident():

@@ -271,9 +271,6 @@ class MemoryStore:
     def __len__(self) -> int:
         return len(self.entries)
 
-    def __repr__(self) -> str:
-        return f"<MemoryStore: {len(self)} of {self.maxsize} entries, {self.weight} bytes>"
-
     # --- under the lock ---------------------------------------------------------------------------
 
     def _drop(self, key: Hashable, dropped: list[Entry]) -> None:

@@ -137,17 +137,13 @@ def forget_leadership() -> None:
     _led.set(())
 
 
-def leads(flight: Flight) -> bool:
-    """Return whether this context became the leader of a flight and has not stopped."""
-    return flight in _flights_led()
-
-
 def leads_others(flight: Flight | None = None) -> bool:
     """Whether this context leads another flight than this one."""
-    return any(other is not flight and not other.done for other in _flights_led())
+    return any(other is not flight and not other.done for other in flights_led())
 
 
-def _flights_led() -> Iterator[Flight]:
+def flights_led() -> Iterator[Flight]:
+    """Iterate over the flights of which this context became the leader and has not stopped, and some that are done."""
     led = _led.get()
     while led:
         yield led[0]
