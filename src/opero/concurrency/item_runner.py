@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from opero.concurrency.executors.base import Lost, MapJob
-    from opero.core.pipeline import FastPath, Pipeline
+    from opero.core.pipeline import FastPath
     from opero.utils.steps import StepLogic
 
 
@@ -36,12 +36,11 @@ class ItemRunner:
 
     Args:
         job: The job.
-        pipeline: The pipeline of this worker; None for the job's own.
     """
 
-    def __init__(self, job: MapJob, pipeline: Pipeline | None = None) -> None:
+    def __init__(self, job: MapJob) -> None:
         self._job = job
-        self._pipeline = pipeline = job.pipeline if pipeline is None else pipeline
+        self._pipeline = pipeline = job.pipeline
         fn = job.function
         self._call = fn if not (job.before or job.after or job.kwargs) else self._bound
         self._direct = pipeline.is_unguarded and not job.details

@@ -118,6 +118,9 @@ class Recorder:
 
     Args:
         stream: The file.
+
+    Attributes:
+        streams: Calls of generators that have begun and not ended.
     """
 
     def __init__(self, stream: IO[str]) -> None:
@@ -125,12 +128,12 @@ class Recorder:
         self._lock = Lock()
         self._last: dict[CallIdentity, RecordedOutcome] = {}
         self._secrets: set[str] = set()
-        self._open: set[_RecordedCall] = set()
+        self.streams: set[_RecordedCall] = set()
         stream.write(f"{HEADER}\n")
 
     def stop(self) -> None:
         """Write no more: a call that outlives the block is not recorded, of a stream what has been read."""
-        for recorded in list(self._open):
+        for recorded in list(self.streams):
             self.end_stream(recorded, _LEFT)
         with self._lock:
             self._stream = None
@@ -163,14 +166,10 @@ class Recorder:
             self._secrets.update(found)
             return sorted(self._secrets, key=len, reverse=True)
 
-    def begin_stream(self, recorded: _RecordedCall) -> None:
-        """Note that the items of a call come one by one."""
-        self._open.add(recorded)
-
     def end_stream(self, recorded: _RecordedCall, end: RecordedOutcome) -> None:
         """Write down the items of a call and their end, unless that is done."""
-        if recorded in self._open:
-            self._open.discard(recorded)
+        if recorded in self.streams:
+            self.streams.discard(recorded)
             self.write(recorded, RecordedOutcome.of_stream([*recorded.items, end]))
 
     def write(self, recorded: _RecordedCall, outcome: RecordedOutcome) -> None:
@@ -233,7 +232,7 @@ class _RecordedCall:
         """Run the call of a generator, of either kind, and write down its items when it ends."""
         awaits, end = self.pipeline.awaits, _LEFT
         given: Any = None
-        self._recorder.begin_stream(self)
+        self._recorder.streams.add(self)
         try:
             running = self.pipeline.run(self.call)
             source: Any = running if awaits else running.iterate()

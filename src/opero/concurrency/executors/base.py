@@ -1,5 +1,5 @@
 # this_file: src/opero/concurrency/executors/base.py
-"""Define what the scheduler of a map and its executors exchange.
+"""Define what the scheduler of a map, its executors and the recorders of its items exchange.
 
 The scheduler owns every policy: window, order, chunks, cache, retries that wait long, errors. An executor owns workers:
 it takes chunks, runs their items and reports. It decides nothing, keeps nothing, and never calls the scheduler.
