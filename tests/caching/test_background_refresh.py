@@ -187,7 +187,7 @@ def test_a_renewal_has_the_context_of_its_caller_but_leads_nothing_of_his(
 
     @opero(cache_ttl=100, cache_refresh=0.8)
     def inner() -> None:
-        seen.append((name.get(), len(flight._led.get()), threading.current_thread().name))
+        seen.append((name.get(), len(list(flight._flights_led())), threading.current_thread().name))
 
     @opero
     def outer() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -449,3 +450,36 @@ def test_two_functions_that_want_each_others_results_do_not_hang(options: dict[s
         return await asyncio.wait_for(asyncio.gather(left(1), right(1), left(1)), 10)
 
     assert asyncio.run(main()) == [3, 2, 3]
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signals between threads")
+@pytest.mark.parametrize("place", ["store", "limiter"])
+def test_ctrl_c_while_another_thread_has_the_lock_is_no_other_error(place: str) -> None:
+    limiter = RateLimiter("1000/s")
+
+    @opero(rate_limit=limiter)
+    def fetch(n: int) -> int:
+        return n
+
+    fetch(0)
+    lock = (fetch.__opero__.cache.store if place == "store" else limiter.state)._lock
+    main, ended = threading.get_ident(), threading.Event()
+
+    def hold() -> None:
+        with lock:
+            held.set()
+            time.sleep(0.02)
+            signal.pthread_kill(main, signal.SIGINT)
+            ended.wait(10)
+
+    def call() -> None:
+        holder.start()
+        held.wait(10)
+        fetch(1)
+
+    held, holder = threading.Event(), threading.Thread(target=hold)
+    with pytest.raises(KeyboardInterrupt):
+        call()
+    ended.set()
+    holder.join()
+    assert fetch(1) == 1

@@ -100,6 +100,7 @@ class Entries:
         self._emitter = emitter
         self._heard = bool(emitter.listeners)  # listeners of the whole program hold the switch
         self._reported: set[str] = set()
+        self._weighed: tuple[object, int] = None, 0
         self.entry: Callable[[Any, Any, float | None], Entry]
         self.entry = getattr(store, "entry", self.plain_entry)
         if freshness is not None:
@@ -302,8 +303,9 @@ class Entries:
     def plain_entry(self, key: Any, value: Any, ttl: float | None = None) -> Entry:
         """Return a result in a form in memory from which several callers can be served, as `entry` does."""
         # An installed clock holds the switch; otherwise the machine's is read without a detour.
-        now = ambient.clock().monotonic() if switch.on else monotonic()
-        expires = math.inf if ttl is None else now + ttl
+        expires = math.inf
+        if ttl is not None:
+            expires = ttl + (ambient.clock().monotonic() if switch.on else monotonic())
         weight, group, first = _ENTRY_BYTES, None, 1
         if type(key) is tuple:
             if self._of_instance and key and type(key[0]) is int:
@@ -312,15 +314,20 @@ class Entries:
                 kind = type(part)
                 if kind is str or kind is bytes:
                     weight += len(part)
-                elif kind is tuple:  # types and values of a short list
-                    for item in part[1]:
-                        kind = type(item)
-                        weight += len(item) if kind is str or kind is bytes else 16
+                elif kind is tuple:  # types and values of a short list, which often is a default
+                    weighed = self._weighed
+                    if weighed[0] is not part:
+                        weighed = self._weighed = part, sum(map(_item_weight, part[1]))
+                    weight += weighed[1]
         of_value: Any = type(value)
         if of_value in ATOMS:  # `sys.getsizeof` costs twice as much
             return Entry(value, expires, None, weight + of_value.__sizeof__(value), group)
         stored, copier = freeze(value, copy=self._copy)
         return Entry(stored, expires, copier, weight + weigh(stored), group)
+
+
+def _item_weight(item: object) -> int:
+    return len(item) if isinstance(item, str | bytes) else 16
 
 
 def _too_heavy(entry: Entry) -> Uncopyable:

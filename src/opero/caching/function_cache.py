@@ -431,7 +431,7 @@ class FunctionCache:
                         del verdict
             become_leader(flight)
             # Another caller may have stored the result between our look and our start.
-            if flights.completed != completed:
+            if flights.completed is not completed:
                 seen_at = -inf
             if call.renews:
                 if self.freshness is not None:

@@ -119,9 +119,6 @@ class Entry:
         """Return the result, isolated from what is stored."""
         return self.value if self.copier is None else self.copier(self.value)
 
-    def __repr__(self) -> str:
-        return f"<Entry of {self.weight} bytes, expires at {self.expires:.3f}>"
-
 
 class EntryStore(Protocol):
     """What the cache stage asks of a store: entries by key.
@@ -225,7 +222,10 @@ class MemoryStore:
             if expires < self._earliest:
                 self._earliest = expires
         finally:
-            lock.release()
+            try:  # `suppress` costs as much as the lock
+                lock.release()
+            except RuntimeError:
+                pass  # Ctrl-C, while another thread had it
         return True
 
     def discard(self, key: Hashable, entry: Entry) -> None:
@@ -278,8 +278,10 @@ class MemoryStore:
 
     def _drop(self, key: Hashable, dropped: list[Entry]) -> None:
         entry = self.entries.pop(key, None)
-        if entry is None:
-            return
+        if entry is not None:
+            self._forget(key, entry, dropped)
+
+    def _forget(self, key: Hashable, entry: Entry, dropped: list[Entry]) -> None:
         dropped.append(entry)
         self.weight -= entry.weight
         if entry.group is not None:
@@ -305,14 +307,14 @@ class MemoryStore:
         oldest: Iterator[Hashable] = iter(())
         while entries and (len(entries) >= most or self.weight > heaviest):
             key = expired.pop() if expired else next(oldest, None)
-            entry = entries.get(key)
+            entry = entries.pop(key, None)
             if entry is None:
                 oldest = iter(list(islice(entries, _SHARE)))
             elif entry.visited and entry.expires > now:
                 entry.visited = False
-                entries[key] = entries.pop(key)
+                entries[key] = entry
             else:
-                self._drop(key, dropped)
+                self._forget(key, entry, dropped)
 
 
 # --- weights --------------------------------------------------------------------------------------

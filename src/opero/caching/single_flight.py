@@ -11,8 +11,8 @@ comes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
-from contextvars import ContextVar, Token
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextvars import ContextVar
 from enum import Enum
 from threading import RLock, get_ident
 from typing import TYPE_CHECKING, Any
@@ -97,48 +97,39 @@ class Flight:
             reading at which they stop waiting, None for never; they are woken with a verdict.
         expired: An expired entry that may stand in if its leader fails; None if there is none.
         lease: The lease that its leader has acquired; None without one.
-        token: What ends its leader's lead; None while it has no leader.
     """
-
-    # Defaults are class attributes, so that a lone leader sets next to nothing.
-    thread: int | None = None
-    done = False
-    invalidated = False
-    without_result = False
-    waiters: dict[Waiter, None] | None = None
-    expired: Entry | None = None
-    lease: Any = None
-    token: Token[tuple[Flight, ...]] | None = None
 
     def __init__(self, key: Hashable) -> None:
         self.key = key
+        self.thread: int | None = None
+        self.done = False
+        self.invalidated = False
+        self.without_result = False
+        self.waiters: dict[Waiter, None] | None = None
+        self.expired: Entry | None = None
+        self.lease: Any = None
 
-    def __repr__(self) -> str:
-        state = "done" if self.done else "under way"
-        return f"<Flight {state}, {len(self.waiters or ())} waiters>"
 
-
-_led: ContextVar[tuple[Flight, ...]] = ContextVar("opero_flights_led", default=())
-"""The flights that this thread or task leads. Copied into child tasks, where it may name flights
-that are done."""
+_led: ContextVar[tuple[Any, ...]] = ContextVar("opero_flights_led", default=())
+"""The flights that this thread or task leads: the innermost one, and what was here before. One that is done counts no
+more, here and in child tasks, into which this is copied."""
 
 
 def become_leader(flight: Flight) -> None:
-    """Make this context the leader of a flight."""
+    """Make this context the leader of a flight, until that is done or `stop_leading` is called."""
     led = _led.get()
+    while led and led[0].done:
+        led = led[1]
     flight.thread = get_ident()
-    flight.token = _led.set((*(f for f in led if not f.done), flight) if led else (flight,))
+    _led.set((flight, led))
 
 
 def stop_leading(flight: Flight) -> None:
-    """Undo `become_leader`."""
-    token, flight.token = flight.token, None
-    try:
-        if token is not None:
-            _led.reset(token)
-    except ValueError:
-        # A coroutine that the garbage collector closes ends in another context.
-        return
+    """Undo `become_leader`, in the context that it was called in; a coroutine may be closed in another one."""
+    led = _led.get()
+    while led and (led[0] is flight or led[0].done):
+        led = led[1]
+    _led.set(led)
 
 
 def forget_leadership() -> None:
@@ -148,13 +139,19 @@ def forget_leadership() -> None:
 
 def leads(flight: Flight) -> bool:
     """Return whether this context became the leader of a flight and has not stopped."""
-    return flight in _led.get()
+    return flight in _flights_led()
 
 
 def leads_others(flight: Flight | None = None) -> bool:
     """Whether this context leads another flight than this one."""
+    return any(other is not flight and not other.done for other in _flights_led())
+
+
+def _flights_led() -> Iterator[Flight]:
     led = _led.get()
-    return bool(led) and any(other is not flight and not other.done for other in led)
+    while led:
+        yield led[0]
+        led = led[1]
 
 
 class SingleFlight:
@@ -163,8 +160,8 @@ class SingleFlight:
     Attributes:
         start: `start(key, flight)` puts a flight in its key's place, and returns the one that is
             there then: another one if that came first.
-        completed: How many flights have ended. A look in the store that found nothing is still valid
-            if none has ended since.
+        completed: Another object after each flight that has ended. A look in the store that found nothing is still
+            valid if none has ended since.
 
     Example:
         >>> flights = SingleFlight()
@@ -178,10 +175,11 @@ class SingleFlight:
     def __init__(self) -> None:
         self._open: dict[Hashable, Flight] = {}
         self.start: Callable[[Hashable, Flight], Flight] = self._open.setdefault
-        self.completed: int = 0
+        self.completed: object = None
         # Reentrant, because the garbage collector may end an abandoned coroutine, and its flight,
         # at any allocation.
         self._lock = RLock()
+        self._joining = 0  # callers that are about to wait
         reset_after_fork(self)
 
     def join(self, key: Hashable, *, blocking: bool = True) -> Flight | None:
@@ -245,11 +243,13 @@ class SingleFlight:
     def wait_for(self, key: Hashable, waiter: Waiter) -> Flight | None:
         """Put a waiter in the queue of a flight and return that; None if it has ended by now."""
         with self._lock:
+            self._joining += 1
             flight = self._open.get(key)
             if flight is not None:
                 if flight.waiters is None:
                     flight.waiters = {}
                 flight.waiters[waiter] = None
+            self._joining -= 1
             return flight
 
     def leave(self, flight: Flight, waiter: Waiter) -> bool:
@@ -268,21 +268,20 @@ class SingleFlight:
 
     def complete(self, flight: Flight) -> Iterable[Waiter]:
         """End a flight and return the waiters that must be notified of its outcome."""
-        lock = self._lock
-        # Half the cost of `with`, and every miss comes along here; within `try`, so that Ctrl-C cannot come in between.
-        try:
-            lock.acquire()
-            if not flight.done:
-                found = self._open.pop(flight.key, flight)
-                if found is not flight:
-                    # It was invalidated, or could not be joined, and another one has its key's place.
-                    self._open.setdefault(flight.key, found)
-                flight.done = True
-                self.completed += 1
-            # They stay there: should Ctrl-C come before they are notified, `abandon` does it.
-            return flight.waiters or ()
-        finally:
-            lock.release()
+        if not flight.done:
+            # First, for who finds the key's place free compares it.
+            self.completed = object()
+            found = self._open.pop(flight.key, flight)
+            if found is not flight:
+                # It was invalidated, or could not be joined, and another one has its key's place.
+                self._open.setdefault(flight.key, found)
+            flight.done = True
+        # No lock else, because every miss comes along here: hardly ever is a caller just about to wait.
+        if self._joining:
+            with self._lock:
+                pass
+        # They stay there: should Ctrl-C come before they are notified, `abandon` does it.
+        return flight.waiters or ()
 
     def abandon(self, flight: Flight) -> None:
         """End the lead of a caller that was cancelled or killed: a waiter takes over, if there is one.
@@ -340,6 +339,7 @@ class SingleFlight:
         """Forget everything: the leaders are in another process."""
         self._open.clear()
         self._lock = RLock()
+        self._joining = 0
 
     def __len__(self) -> int:
         return len(self._open)

@@ -33,7 +33,6 @@ from opero.caching.single_flight import (
     SingleFlight,
     become_leader,
     notify,
-    stop_leading,
 )
 from opero.core.call import Call
 from opero.core.deadline import forget_deadlines, overdue
@@ -255,13 +254,13 @@ class CacheStage(FunctionCache):
         return self.lead(key, completed, looked_at)
 
     def lead(
-        self, key: Hashable | None, completed: int = -1, looked_at: float = -inf
+        self, key: Hashable | None, completed: object = -1, looked_at: float = -inf
     ) -> Flight | None:
         """Become the leader for a key that was not found, with a lease if there are leases.
 
         Args:
             key: The key.
-            completed: How many flights had ended before the store was looked at; -1 for a look that does not count.
+            completed: That of the flights before the store was looked at; -1 for a look that does not count.
             looked_at: Machine time at which it was looked at.
 
         Returns:
@@ -276,7 +275,7 @@ class CacheStage(FunctionCache):
             become_leader(flight)
             recent = leases is None or leases.acquire_at_once(flight, looked_at)
             # Another caller may have stored the result between the look and the start.
-            if (recent and flights.completed == completed) or (
+            if (recent and flights.completed is completed) or (
                 recent is not None and self.entries.find(key) is None
             ):
                 self.count_miss()
@@ -291,7 +290,6 @@ class CacheStage(FunctionCache):
         """Share a result that was computed, and stored as `entry`."""
         if waiters := self.single_flight.complete(flight):
             notify(waiters, self.verdict(value, entry))
-        stop_leading(flight)
         if flight.lease is not None:
             flight.lease.release(flight)
 

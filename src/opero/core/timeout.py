@@ -9,6 +9,7 @@ result is dropped.
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Awaitable, Callable
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
@@ -120,19 +121,19 @@ class Timeout:
     ) -> Any:
         # `asyncio.timeout` does the same, at twice the price. As there, `uncancel` returns how many
         # others have asked for a cancellation too.
-        import asyncio
-
         loop = ambient.running_loop()
         if loop is None:
             if isinstance(awaitable, CoroutineType):
                 awaitable.close()
             loop = ambient.require_loop("limit the time of a call")
+        # The loop has imported it, and an `import` costs five times as much.
+        asyncio: Any = sys.modules["asyncio"]
         task = asyncio.current_task(loop)
         if task is None:
             return await awaitable
         fired: list[None] = []
         asked = task.cancelling()
-        timer = loop.call_later(seconds, _cancel, task, fired)
+        timer = loop.call_at(loop.time() + seconds, _cancel, task, fired)
         try:
             return await awaitable
         except asyncio.CancelledError:
