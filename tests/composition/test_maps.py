@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import pytest
 from tests.map_mode import MapMode
 
-from opero import CircuitBreaker, RateLimiter, deadline, failures
+from opero import CircuitBreaker, RateLimiter, deadline, failures, operomap
 from opero.errors import CircuitOpenError
 from opero.testing import fake_clock
 
@@ -49,6 +49,16 @@ def quiet() -> Iterator[None]:
         # Other tests leave idle threads in this process, with which opero would not fork it.
         warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
         yield
+
+
+def test_coroutines_that_finish_in_another_order_keep_their_places() -> None:
+    async def last_first(x: int) -> int:
+        for _ in range(3 - x):
+            await asyncio.sleep(0)
+        return -x
+
+    mapped = operomap(mode="async_process", workers=1, chunksize=4, cache=False)(last_first)
+    assert asyncio.run(mapped(range(4))) == [0, -1, -2, -3]
 
 
 def test_a_long_pause_gives_worker_and_slot_to_others(mode: MapMode, tmp_path: Path) -> None:

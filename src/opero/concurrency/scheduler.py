@@ -398,7 +398,7 @@ class Scheduler:
         if done.weight:
             self._size.weighed(len(chunk.items), done.weight)
         idx, items = chunk.idx, chunk.items
-        if count < len(chunk.items):
+        if done.places != range(len(items)):
             idx, items = _at(idx, done.places), _at(items, done.places)
         batch = Batch(idx, items, done.values, done.odd)
         paused: set[int] = set()

@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
+from opero.instrumentation.exporters import OpenTelemetryListener, PrometheusListener, trace_calls
 from opero.instrumentation.logs import Timeline, log_events
-from opero.instrumentation.opentelemetry import OpenTelemetryListener, trace_calls
-from opero.instrumentation.prometheus import PrometheusListener
 from opero.utils.logging import configure_logging
 
 __all__ = [
