@@ -649,6 +649,7 @@ def test_workers_that_are_killed_while_they_start_are_replaced(
 ) -> None:
     monkeypatch.setattr(f"{POOL}._PAUSE", 0)
     monkeypatch.setattr(f"{POOL}._FAILED_STARTS", 2)
+    monkeypatch.setattr(f"{POOL}._APART", 1000)
 
     def begin() -> None:
         with (tmp_path / "starts").open("a+") as file:
