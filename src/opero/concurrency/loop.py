@@ -274,7 +274,7 @@ class MapRun(AbstractContextManager["MapRun"], AbstractAsyncContextManager["MapR
         for recorder in self.recorders:
             yield in_thread(recorder.close)
         if isinstance(error, MapError) and error.result is None:
-            error.result = self.result()
+            error.result = self.result(error.reason)
         if error is not None:
             # The frames that an error has passed know this object: what that holds would be a reference cycle.
             vars(self).clear()
@@ -319,8 +319,12 @@ class MapRun(AbstractContextManager["MapRun"], AbstractAsyncContextManager["MapR
         if ended:
             raise ended.pop()
 
-    def result(self) -> MapResult[Any]:
-        """Return what the map has done."""
+    def result(self, ended_by: str | None = None) -> MapResult[Any]:
+        """Return what the map has done.
+
+        Args:
+            ended_by: What has ended it, if its items have not.
+        """
         values: list[Any] = []
         indices: list[int] = []
         for batch in self._arranged():
@@ -332,7 +336,7 @@ class MapRun(AbstractContextManager["MapRun"], AbstractAsyncContextManager["MapR
         # Its traceback leads to frames that know this object: kept here it would be a reference cycle.
         broken, self._input_error = self._input_error, None
         status: Status = "complete"
-        reason = scheduler.stopped
+        reason = scheduler.stopped or ended_by
         if reason is not None:
             status = "cancelled" if self._cancelled else "stopped"
         elif broken is not None:

@@ -170,6 +170,8 @@ def test_an_executor_that_breaks_ends_the_map_with_what_is_done() -> None:
         with pytest.raises(MapError, match="BrokenProcessPool") as raised:
             broken(range(8))
         assert raised.value.result.values[:2] == [0, 1]
+        assert raised.value.result.status == "stopped"
+        assert "BrokenProcessPool" in raised.value.result.reason
         with pytest.raises(MapStopped):
             broken([1])
 
