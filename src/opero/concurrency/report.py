@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 R_co = TypeVar("R_co", covariant=True)
 
 Status = Literal["complete", "stopped", "cancelled"]
-"""All items were run; the map stopped (`max_errors`, `stop_on`, the input raised, no worker is left); it was asked to (`stop_token`)."""
+"""All items were run; the map stopped (`max_errors`, `stop_on`, the input raised, no worker is left); it was asked to
+(`stop_token`)."""
 
 _SHOWN = 5
 """Failures that a `repr` names."""
