@@ -68,7 +68,7 @@ class Effort:
     map_rounds: int = 5
 
 
-QUICK = Effort(rounds=9, round_seconds=0.003, process_rounds=3, accuracy_seconds=1.6, map_rounds=1)
+QUICK = Effort(rounds=9, round_seconds=0.003, process_rounds=3, accuracy_seconds=1.6, map_rounds=3)
 
 
 def timing_loop(call: str, *, is_async: bool) -> Callable[[Any, Any, Callable[[], float]], Any]:
