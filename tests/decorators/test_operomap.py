@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import contextvars
 import inspect
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 from tests.map_mode import MapMode
 
-from opero import RateLimiter, operomap
+from opero import RateLimiter, operomap, orchestrate
 from opero.concurrency import ItemResult, MapResult
 from opero.errors import MapStopped, OperoUsageError
 from opero.testing import fake_clock, set_disabled
@@ -695,6 +696,57 @@ def test_methods_see_their_instance() -> None:
     assert Client.name([1, 2]) == ["Client1", "Client2"]
     assert asyncio.run(Client.later([1])) == [-1]
     assert (Client.double([1]), one.double([1])) == ([2], [2])
+
+
+def test_a_method_is_one_whatever_its_first_parameter_is_called() -> None:
+    each = operomap(mode="thread", retries=0)
+
+    class Base(abc.ABC):
+        factor = 10
+
+        @abc.abstractmethod
+        @each
+        def scale(me, x): ...  # noqa: N805
+
+    class Scale(Base):
+        @each
+        def scale(me, x):  # noqa: N805
+            return me.factor * x
+
+        any_way = each(lambda _, x: _.factor + x)
+        other = scale.with_options(workers=1)
+
+        @staticmethod
+        @each
+        def outer(me):
+            return -me
+
+        @each
+        @staticmethod
+        def inner(self):  # noqa: PLW0211
+            return -self
+
+        @each
+        @classmethod
+        def of_class(kind, x):  # noqa: N804
+            return kind.factor - x
+
+        @orchestrate
+        def orchestrated(me, x):  # noqa: N805
+            return me.factor * x
+
+    assert inspect.isabstract(Base)
+    one: Any = Scale()
+    assert one.scale([1, 2]) == Scale.scale(one, [1, 2]) == one.other([1, 2]) == [10, 20]
+    assert list(one.scale.stream([3])) == one.scale.map([3]).values == [one.scale.one(3)] == [30]
+    assert str(inspect.signature(one.scale)) == "(items, /)"
+    assert (one.any_way([1]), one.outer([1]), one.inner([1]), one.of_class([1])) == (
+        [11],
+        [-1],
+        [-1],
+        [9],
+    )
+    assert one.orchestrated.process(1, 2) == [10, 20]
 
 
 def test_with_options_shares_counters_and_cache() -> None:

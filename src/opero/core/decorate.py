@@ -47,7 +47,9 @@ def decorate(
     """
     if isinstance(fn, classmethod | staticmethod):
         # The other order of decorators: what is inside is decorated, what is outside stays.
-        inner = (build or build_function)(Pipeline(FunctionInfo(fn.__func__), options), by)
+        info = FunctionInfo(fn.__func__)
+        info.is_method = isinstance(fn, classmethod)
+        inner = (build or build_function)(Pipeline(info, options), by)
         return ClassMethod(inner) if isinstance(fn, classmethod) else staticmethod(inner)
     if isinstance(fn, property):
         raise OperoUsageError(f"@{by} cannot decorate a property: write @property above @{by}.")
@@ -57,7 +59,20 @@ def decorate(
 def place_in_class(pipeline: Pipeline, by: str, build: BuildFunction) -> Any:
     """Make what users call, and for a function from a class body the descriptor around it."""
     wrapper = build(pipeline, by)
-    return Method(wrapper) if pipeline.info.in_class else wrapper
+    if not pipeline.info.in_class:
+        return wrapper
+    method = Method(wrapper)
+    if pipeline.info.is_method is None and not pipeline.info.bound:
+
+        def make_method() -> Any:
+            pipeline.info.is_method = True
+            made = place_in_class(pipeline, by, build)
+            # Also what others have written on it, such as `abstractmethod`.
+            vars(made.func).update({**vars(wrapper), **vars(made.func)})
+            return made
+
+        vars(method)["make_method"] = make_method
+    return method
 
 
 def with_changes(pipeline: Pipeline, by: str, changes: dict[str, Any]) -> Pipeline:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import inspect
 
 
-_RECEIVERS: Final = frozenset({"self", "cls", "mcs", "this"})
+_RECEIVERS: Final = frozenset({"self", "cls", "klass", "mcs", "this"})
 Kind = Literal["sync", "async", "generator", "async_generator"]
 
 
@@ -49,6 +49,7 @@ class FunctionInfo:
             parameters (fallback, cache keys, secrets) refer to them.
         in_class: Whether it was defined in a class body, so that its first parameter is an
             instance or class.
+        is_method: Whether that is so, or it is a static method; None where it is not known.
 
     Raises:
         OperoUsageError: `fn` is not callable.
@@ -71,6 +72,7 @@ class FunctionInfo:
         within = self.qualname.rpartition(".")[0]
         plain = isinstance(fn, types.FunctionType)
         self.in_class: bool = plain and bool(within) and not within.endswith("<locals>")
+        self.is_method: bool | None = None
         self._described = fn
 
     @functools.cached_property
@@ -104,8 +106,11 @@ class FunctionInfo:
     def bound(self) -> int:
         """How many arguments stand before the caller's own: the instance or class, where there is one.
 
-        A static method stands in a class body too; it differs by the name of its first parameter.
+        A static method stands in a class body too; as long as nothing else says what it is, the name of the first
+        parameter does.
         """
+        if self.is_method is not None:
+            return int(self.is_method)
         first = self.parameters[:1]
         return int(self.in_class and bool(first) and first[0].name.strip("_") in _RECEIVERS)
 
@@ -257,6 +262,11 @@ class Method(functools.partial[Any]):
     def __class__(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The type of a function."""
         return types.FunctionType
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        """Make it a method, whatever its first parameter is called: a static one stands in a `staticmethod`."""
+        if (make := vars(self).get("make_method")) is not None:
+            setattr(owner, name, make())
 
     def __get__(self, instance: object, owner: type | None = None) -> Any:
         """Bind to an instance; the class itself gives the plain function."""
