@@ -625,23 +625,20 @@ _ROWS: Final[list[PlainType]] = [
     ),
     *(PlainType(f"pathlib.{name}", key=_path_key(name)) for name in ("PurePath", "Path")),
     PlainType("re.Pattern", key=lambda v: ("pattern", (v.pattern, v.flags))),
-    PlainType(
-        "pydantic_core._pydantic_core.TzInfo", 26, True, lambda v: (int(v.utcoffset(None).total_seconds()),),
-        _calls_loaded("pydantic_core._pydantic_core:TzInfo", int),
-    ),
     *(
         # Keys of those in `networks` come from the base below.
-        PlainType(f"{module}.{name}", number, True, _split_url, _calls_loaded(f"{module}:{name}", str), key)
-        for number, module, name, key in (
-            (70, "pydantic_core._pydantic_core", "Url", _url), (71, "pydantic.networks", "AnyUrl", None),
-            (72, "pydantic.networks", "AnyHttpUrl", None), (73, "pydantic.networks", "HttpUrl", None),
+        PlainType(f"pydantic{module}.{name}", number, True, split, _calls_loaded(f"pydantic{module}:{name}", kind), key)
+        for module, name, number, split, kind, key in (
+            ("_core._pydantic_core", "TzInfo", 26, lambda v: (int(v.utcoffset(None).total_seconds()),), int, None),
+            ("_core._pydantic_core", "Url", 70, _split_url, str, _url),
+            (".networks", "AnyUrl", 71, _split_url, str, None),
+            (".networks", "AnyHttpUrl", 72, _split_url, str, None),
+            (".networks", "HttpUrl", 73, _split_url, str, None),
         )
     ),
     PlainType("pydantic_core._pydantic_core.MultiHostUrl", key=_url),
     *(PlainType(f"pydantic.networks.{name}", key=_url) for name in ("_BaseUrl", "_BaseMultiHostUrl")),
-    PlainType(
-        "pydantic.types._SecretBase", immutable=False, key=lambda v: ("secret", v.get_secret_value())
-    ),
+    PlainType("pydantic.types._SecretBase", None, False, key=lambda v: ("secret", v.get_secret_value())),
 ]  # fmt: skip
 
 for _row in _BUILTINS.values():

@@ -55,8 +55,8 @@ def encode(value: object, what: str = "value") -> str:
 
     Args:
         value: None, bool, int, float (also NaN and infinite), str, bytes, list, tuple, set, frozenset, dict, date,
-            time, datetime, timedelta, Decimal, UUID, Path, complex, range, enums, dataclasses, named
-            tuples, registered types; nested as you like.
+            time, datetime, timedelta, Decimal, UUID, Path, complex, range, enums, dataclasses, models of
+            pydantic, named tuples, registered types; nested as you like.
         what: What it is, for the error ("result of charge()").
 
     Raises:
