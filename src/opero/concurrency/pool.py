@@ -4,23 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Concatenate,
-    Never,
-    ParamSpec,
-    Protocol,
-    Self,
-    TypeAlias,
-    TypeVar,
-    cast,
-    overload,
-)
+from typing import TYPE_CHECKING, Any, Concatenate, Never, Protocol, Self, TypeVar, cast, overload
 
 from opero.concurrency.mapper import build_map_function
 from opero.core.decorate import decorate
-from opero.core.decorated import Attributes, Resilient
+from opero.core.decorated import Attributes, O, P, Q, R, R_co, Resilient, S, S_contra, T, T_contra
 from opero.core.options import MapOptions
 from opero.errors import OperoUsageError
 
@@ -29,16 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ParallelExecutor", "get_parallel_executor", "get_parallel_map_decorator"]
 
-P = ParamSpec("P")
-Q = ParamSpec("Q")
-O = ParamSpec("O")  # noqa: E741 - the options of a decorator; P and Q are the functions'
-R = TypeVar("R")
-S = TypeVar("S")
-T = TypeVar("T")
-S_contra = TypeVar("S_contra", contravariant=True)
-T_contra = TypeVar("T_contra", contravariant=True)
-R_co = TypeVar("R_co", covariant=True)
-U = TypeVar("U")
 V = TypeVar("V")
 
 Later = Coroutine[Any, Any, T]
@@ -196,8 +174,8 @@ class Mapped(Attributes, Protocol[T_contra, P, R]):  # pyright: ignore[reportInv
     def __get__(self, instance: None, owner: type, /) -> Self: ...
     @overload
     def __get__(
-        self: _TakesItems[S, U, Q, list[V]], instance: S, owner: type[S] | None = None, /
-    ) -> Mapped[U, Q, V]: ...
+        self: _TakesItems[S, T, Q, list[V]], instance: S, owner: type[S] | None = None, /
+    ) -> Mapped[T, Q, V]: ...
     @overload
     def __get__(self, instance: object, owner: type | None = None, /) -> Self: ...
 
@@ -232,8 +210,8 @@ class AsyncMapped(Attributes, Protocol[T_contra, P, R]):  # pyright: ignore[repo
     def __get__(self, instance: None, owner: type, /) -> Self: ...
     @overload
     def __get__(
-        self: _TakesItems[S, U, Q, Later[list[V]]], instance: S, owner: type[S] | None = None, /
-    ) -> AsyncMapped[U, Q, V]: ...
+        self: _TakesItems[S, T, Q, Later[list[V]]], instance: S, owner: type[S] | None = None, /
+    ) -> AsyncMapped[T, Q, V]: ...
     @overload
     def __get__(self, instance: object, owner: type | None = None, /) -> Self: ...
 
@@ -255,5 +233,5 @@ class MapDecorator(Protocol[O]):
     def __call__(self, *args: O.args, **options: O.kwargs) -> MapDecorate: ...
 
 
-MapDecorate: TypeAlias = MapDecorator[[Never]]
+MapDecorate = MapDecorator[[Never]]
 """A map decorator whose options are set: it takes a function and nothing else."""

@@ -17,6 +17,7 @@ from time import monotonic
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final
 
+import opero.utils.checks as checks
 from opero.caching.copying import Uncopyable, isolated
 from opero.caching.function_cache import FunctionCache
 from opero.caching.handles import CacheContext, clear_cache, context_stores, register
@@ -27,17 +28,11 @@ from opero.caching.keys.function_keys import (
     namespace_prefix,
 )
 from opero.caching.memory import Entry, MemoryStore
-from opero.caching.single_flight import (
-    Flight,
-    Instruction,
-    SingleFlight,
-    become_leader,
-    notify,
-)
+from opero.caching.single_flight import Flight, Instruction, SingleFlight, become_leader, notify
 from opero.core.call import Call
 from opero.core.deadline import forget_deadlines, overdue
 from opero.core.options import Options, standalone
-from opero.errors import OperoUsageError, OperoWarning, UnkeyableError, did_you_mean, warn_user
+from opero.errors import OperoWarning, UnkeyableError, warn_user
 from opero.utils import ambient
 from opero.utils.ambient import switch
 from opero.utils.steps import run_async, run_sync
@@ -484,12 +479,8 @@ def get_cache_context(
         1.08
     """
     by = "get_cache_context"
-    for name in options:
-        if name not in _OF_CONTEXT:
-            raise OperoUsageError(
-                f"{by}() has no option {name!r}.{did_you_mean(name, _OF_CONTEXT)} "
-                f"It takes cache_backend, cache_namespace, {', '.join(_OF_CONTEXT)}."
-            )
+    taken = ("cache_backend", "cache_namespace", *_OF_CONTEXT)
+    checks.names(by, options, taken, f" It takes {', '.join(taken)}.")
     options |= {"cache_backend": cache_backend, "cache_namespace": cache_namespace}
     given = Options.of(by, **options)
     store: EntryStore

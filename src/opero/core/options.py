@@ -7,18 +7,10 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    ClassVar,
-    Literal,
-    Protocol,
-    Self,
-    dataclass_transform,
-)
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, dataclass_transform
 
 import opero.utils.checks as checks
-from opero.errors import FailureFilter, OperoUsageError, RetryFilter, did_you_mean
+from opero.errors import FailureFilter, OperoUsageError, RetryFilter
 from opero.utils.lazy import NamedTuple
 from opero.utils.secrets import masked_repr
 from opero.utils.units import parse_seconds
@@ -364,10 +356,7 @@ class Options(_Declared):
         Raises:
             OperoUsageError: An unknown name (with the nearest known one) or a wrong value.
         """
-        for name in given:
-            if name not in cls.declared:
-                near = did_you_mean(name, cls.declared)
-                raise OperoUsageError(f"{by}() has no option {name!r}.{near}")
+        checks.names(by, given, cls.declared)
         return cls(**given)
 
     @classmethod
@@ -384,12 +373,7 @@ class Options(_Declared):
         """
         own = {name for name, one in cls.declared.items() if one.stage in (stage, "any")}
         allowed = own | _ALSO_STANDALONE.get(stage, frozenset())
-        for name in given:
-            if name not in allowed:
-                raise OperoUsageError(
-                    f"{by}() has no option {name!r}.{did_you_mean(name, allowed)} "
-                    f"Its options: {', '.join(sorted(allowed))}."
-                )
+        checks.names(by, given, allowed, f" Its options: {', '.join(sorted(allowed))}.")
         off: dict[str, Any] = {"cache": stage == "cache"}
         if stage != "retry":
             off["retries"] = 0

@@ -8,12 +8,13 @@ import functools
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Protocol, Self, overload
 
 import opero.utils.checks as checks
 from opero.concurrency.loop import run_map, run_map_async
 from opero.concurrency.mapper import Mapper
 from opero.core.decorate import decorate, explain
+from opero.core.decorated import AcceptsFirst, P, Q, R, R_co, T
 from opero.core.function import FunctionInfo
 from opero.core.options import MapOptions, Options
 from opero.core.pipeline import Pipeline
@@ -28,7 +29,7 @@ from opero.orchestrator.fallback_chain import FallbackChain, name_of
 from opero.utils.async_utils import ensure_async, is_async_function, run_async
 
 if TYPE_CHECKING:
-    from opero.core.decorated import AcceptsFirst, Explanation
+    from opero.core.decorated import Explanation
     from opero.events import Event, Handler
     from opero.orchestrator.config import (
         ConcurrencyConfig,
@@ -37,13 +38,6 @@ if TYPE_CHECKING:
         RetryConfig,
     )
 
-
-P = ParamSpec("P")
-Q = ParamSpec("Q")
-R = TypeVar("R")
-T = TypeVar("T")
-V = TypeVar("V")
-R_co = TypeVar("R_co", covariant=True)
 
 Function = Callable[..., Any]
 Args = tuple[Any, ...]
@@ -361,8 +355,8 @@ class Orchestrated(Protocol[P, R_co]):  # type: ignore[misc]  # pyright: ignore[
     def __get__(self, instance: None, owner: type, /) -> Self: ...
     @overload
     def __get__(
-        self: AcceptsFirst[T, Q, V], instance: T, owner: type[T], /
-    ) -> Orchestrated[Q, V]: ...
+        self: AcceptsFirst[T, Q, R], instance: T, owner: type[T], /
+    ) -> Orchestrated[Q, R]: ...
     @overload
     def __get__(self, instance: object, owner: type | None = None, /) -> Self: ...
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -58,6 +58,15 @@ def apply(check: Check, name: str, value: object) -> None:
         raise
     except Exception:  # noqa: BLE001 - code of the value may raise anything
         check(name, _ShownByType(value))
+
+
+def names(by: str, given: Iterable[str], known: Collection[str], more: str = "") -> None:
+    """Raise if an option is given that is not known; the error names the nearest one that is."""
+    for name in given:
+        if name not in known:
+            raise OperoUsageError(
+                f"{by}() has no option {name!r}.{did_you_mean(name, known)}{more}"
+            )
 
 
 def must_be(what: str, fits: Callable[[Any], object], *, instance: bool = False) -> Check:
