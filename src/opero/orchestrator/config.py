@@ -8,7 +8,6 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args
 
 from opero.core.options import Options
@@ -67,16 +66,22 @@ _options: Final = checks.must_be(
 )
 
 
-def _wait(multiplier: float, low: float, high: float, state: Any) -> float:
-    """Return the pause before the next attempt, as tenacity's `wait_exponential` does.
+@dataclass(frozen=True, slots=True)
+class _ExponentialWait:
+    """tenacity's `wait_exponential`: min(high, multiplier · 2^(n-1)), and at least low, before retry n.
 
-    Args:
+    Attributes:
         multiplier: Seconds before the first retry; it is no growth factor, each pause is twice the one before.
-        low: Shortest pause in seconds.
-        high: Longest pause in seconds.
-        state: What is known of the attempts so far.
+        low, high: Shortest and longest pause in seconds.
     """
-    return max(low, grown(multiplier, high, 2, state.attempt_number - 1))
+
+    multiplier: float
+    low: float
+    high: float
+
+    def __call__(self, state: Any) -> float:
+        """Return the seconds before the next attempt."""
+        return max(self.low, grown(self.multiplier, self.high, 2, state.attempt_number - 1))
 
 
 @dataclass(unsafe_hash=True)
@@ -121,7 +126,7 @@ class RetryConfig(Configuration):
 
     def as_options(self) -> dict[str, Any]:
         """Return the options of `@opero` that do this."""
-        wait = partial(_wait, self.wait_multiplier, *self._bounds())
+        wait = _ExponentialWait(self.wait_multiplier, *self._bounds())
         return {"retries": self.max_attempts - 1, "retry_on": self.retry_exceptions, "wait": wait}
 
     def _bounds(self) -> tuple[float, float]:
