@@ -414,6 +414,16 @@ class Mapping:
     async def afetch(self, x: int) -> str:
         return ""
 
+    @operomap
+    @classmethod
+    def of_class(cls, x: int, k: str = "a") -> str:
+        return k
+
+    @operomap
+    @classmethod
+    async def aof_class(cls, x: int) -> str:
+        return ""
+
 
 @operomap(
     mode="async_process", executor=None, checkpoint="run.db", item_key=str, memory_limit="2GB"
@@ -464,6 +474,8 @@ def check_maps(client: Mapping) -> None:
     assert_type(client.fetch([1], "b"), list[str])
     assert_type(client.fetch.map([1]), MapResult[str])
     assert_type(client.fetch.stream([1]), Iterator[str])
+    assert_type(Mapping.of_class([1], "b"), list[str])
+    assert_type(client.of_class.map([1]), MapResult[str])
 
 
 async def check_async_maps(client: Mapping) -> None:
@@ -474,6 +486,7 @@ async def check_async_maps(client: Mapping) -> None:
     assert_type(await amapped.one(1), str)
     assert_type(await client.afetch([1]), list[str])
     assert_type(await client.afetch.map([1]), MapResult[str])
+    assert_type(await Mapping.aof_class([1]), list[str])
 
 
 # --- orchestrators --------------------------------------------------------------------------------

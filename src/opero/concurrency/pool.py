@@ -171,6 +171,10 @@ class Mapped(Attributes, Protocol[T_contra, P, R]):  # pyright: ignore[reportInv
         ...
 
     @overload
+    def __get__(
+        self: _TakesItems[type[S], T, Q, list[V]], instance: S | None, owner: type[S], /
+    ) -> Mapped[T, Q, V]: ...
+    @overload
     def __get__(self, instance: None, owner: type, /) -> Self: ...
     @overload
     def __get__(
@@ -206,6 +210,10 @@ class AsyncMapped(Attributes, Protocol[T_contra, P, R]):  # pyright: ignore[repo
         """Run all items and return what succeeded and what failed."""
         ...
 
+    @overload
+    def __get__(
+        self: _TakesItems[type[S], T, Q, Later[list[V]]], instance: S | None, owner: type[S], /
+    ) -> AsyncMapped[T, Q, V]: ...
     @overload
     def __get__(self, instance: None, owner: type, /) -> Self: ...
     @overload

@@ -115,8 +115,10 @@ def _end_block(limit: ConcurrencyLimit, found: list[ref[ConcurrencyPermit]], *_:
     else:
         # No name for the permit: the traceback of Ctrl-C would keep it.
         permits.free.append(cast("ConcurrencyPermit", found[0]()))
-        permits.balance()
-        permits.serve()
+        if permits.across is not None:
+            permits.balance()
+        if permits.waiting:
+            permits.serve()
 
 
 class _Ended:
