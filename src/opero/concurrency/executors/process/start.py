@@ -352,9 +352,8 @@ def shared_server(modules: dict[str, str]) -> ForkServer:
         if new := {name: file for name, file in modules.items() if file not in server.preloaded}:
             server.preloaded.update(new.values())
             server.surroundings = _surroundings(server.preloaded)
-            with suppress(
-                OSError
-            ):  # it has just ended: a worker that is begun there begins another one
+            # If it has just ended, a worker that is begun there begins another one.
+            with suppress(OSError):
                 server.request(("preload", list(new), import_paths()))
         return server
 
@@ -398,11 +397,7 @@ def _begin_interpreter(theirs: socket.socket, output: int) -> subprocess.Popen[b
             None,
         )
     fds = [theirs.fileno(), output]
-    command = [
-        *_interpreter(os.fsdecode(executable), _BEGIN),
-        *map(str, fds),
-        *import_paths(),
-    ]
+    command = [*_interpreter(os.fsdecode(executable), _BEGIN), *map(str, fds), *import_paths()]
     try:
         return subprocess.Popen(command, pass_fds=fds)  # noqa: S603 - this very interpreter
     except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
@@ -414,7 +409,7 @@ def _begin_interpreter(theirs: socket.socket, output: int) -> subprocess.Popen[b
 
 
 _BEGIN: Final = (
-    "import os, sys; a = sys.argv; s, o = int(a[1]), int(a[2]); "
+    "import gc, os, sys; gc.disable(); a = sys.argv; s, o = int(a[1]), int(a[2]); "
     "os.fork() and os._exit(0); os.dup2(o, 1); os.dup2(o, 2); sys.path[:] = a[3:]; "
     f"from {__name__} import serve; from {__package__}.worker import warm_up, worker_main; "
     "serve(s, o, worker_main, warm_up)"
@@ -592,6 +587,9 @@ def serve(control_fd: int, output: int, worker_main: WorkerMain, warm_up: WarmUp
         warm_up: What a process that is forked ahead does before it waits.
     """
     os.close(output)
+    # Nothing of what was imported is garbage, so nothing has been looked for.
+    gc.freeze()
+    gc.enable()
     control = socket.socket(fileno=control_fd)
     _leave(lambda: _serve(control, worker_main, warm_up, None))
 
