@@ -145,6 +145,56 @@ def test_cancelled_successor_hands_on():
     assert second.value is Instruction.LEAD
 
 
+class FakeLease:
+    """A lease that notes what had become of its flight when it was released."""
+
+    def __init__(self, flights, waiter):
+        self._flights, self._waiter = flights, waiter
+        self.seen = []
+
+    def release(self, flight):
+        self.seen.append((len(self._flights), flight.done, self._waiter.value))
+        flight.lease = None
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        SingleFlight.abandon,
+        SingleFlight.complete,
+        lambda flights, flight: flights.abandon_late(flight, 1.0),
+    ],
+    ids=["abandoned", "completed", "late"],
+)
+@pytest.mark.parametrize("ready", [True, False])
+def test_a_lease_is_released_once_and_before_anybody_else_can_lead(end, ready):
+    flights = SingleFlight()
+    flight, waiter = waiting(flights, FakeWaiter(ready=ready)), FakeWaiter(ready=ready)
+    flights.wait_for("k", waiter)
+    flight.lease = lease = FakeLease(flights, waiter)
+    end(flights, flight)
+    assert lease.seen == [(1, False, None)]
+
+
+@pytest.mark.parametrize("end", ["give_up", "drop"])
+def test_a_leader_that_has_handed_over_does_not_release_the_lease_of_its_successor(end):
+    stage = opero(str).cache._cache
+    flights = stage.single_flight
+    flight, waiter = flights.join("k"), FakeWaiter()
+    become_leader(flight)
+    flights.wait_for("k", waiter)
+    flight.lease, theirs = FakeLease(flights, waiter), FakeLease(flights, waiter)
+
+    def wake_at_once(value):
+        flight.lease = theirs  # in another thread, before this one goes on
+        return True
+
+    waiter.wake = wake_at_once
+    getattr(stage, end)(flight)
+    assert flight.lease is theirs
+    assert not theirs.seen
+
+
 def test_abandoned_flight_without_successor_ends_and_waiters_look_again():
     flights, still = SingleFlight(), FakeWaiter(ready=False)
     flight = waiting(flights, still)

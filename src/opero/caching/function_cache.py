@@ -229,10 +229,10 @@ class FunctionCache:
         forget_leadership()
         if not work.unchanged():
             return
-        lease = failure = None
+        failure = None
         try:
             if self.leases is not None:
-                found, lease, late = yield from self.leases.take_turn(
+                found, flight.lease, late = yield from self.leases.take_turn(
                     flight, None, None, -inf, blocking=blocking, patient=False
                 )
                 if late:
@@ -243,9 +243,6 @@ class FunctionCache:
             yield BlockingStep(work.compute, work.compute)
         except Exception as error:  # noqa: BLE001 - the old result stays, and listeners are notified
             failure = error
-        finally:
-            if lease is not None:
-                lease.release(flight)
         if self._emitter.active:
             name, renewed = self._emitter.function, failure is None and not work.rejected
             self._emitter.emit(events.CacheRefreshed(function=name, renewed=renewed, error=failure))
@@ -322,7 +319,7 @@ class FunctionCache:
     def give_up(self, flight: Flight) -> None:
         """Let another caller lead, because this one does not go on."""
         self.single_flight.abandon(flight)
-        self._leave(flight)
+        stop_leading(flight)
 
     def drop(self, flight: object) -> None:
         """End the lead of a caller that goes on with an error, wherever it came from, if that has not ended.
@@ -335,7 +332,7 @@ class FunctionCache:
         # Where a waiter leads by now, there is nothing left to do but to leave.
         if flight.done or flight.thread == get_ident():
             self.single_flight.abandon(flight)
-        self._leave(flight)
+        stop_leading(flight)
 
     def failed(self, call: CachedCall, flight: Flight, error: Exception) -> Entry | None:
         """End the lead of a call that failed; return the expired entry that its caller gets instead."""
@@ -344,13 +341,8 @@ class FunctionCache:
         except BaseException:
             self.drop(flight)
             raise
-        self._leave(flight)
-        return old
-
-    def _leave(self, flight: Flight) -> None:
         stop_leading(flight)
-        if flight.lease is not None:
-            flight.lease.release(flight)
+        return old
 
     def _failed(self, call: CachedCall, flight: Flight, error: Exception) -> Entry | None:
         flights, old = self.single_flight, None
@@ -447,7 +439,7 @@ class FunctionCache:
                 if expired is not None and entries.is_fresh(key, expired):
                     value = entries.serve(call, expired)
                     notify(flights.complete(flight), SharedResult(expired))
-                    self._leave(flight)
+                    stop_leading(flight)
                     return (value,)
                 if call.prior_outcome is None:
                     # One that may end with an expired entry is counted at its end.

@@ -285,9 +285,10 @@ class Lease(NamedTuple):
     thread: int
 
     def release(self, flight: Flight) -> None:
-        """End it soon, without waiting for the store; `flight` is what was computed with it."""
+        """End it soon, without waiting for the store, and take it from the flight that was computed with it."""
         without_result = flight.without_result or flight.invalidated
         _renewer.release(self, without_result=without_result)
+        flight.lease = None
 
 
 def _flag(key: str) -> str:

@@ -96,7 +96,8 @@ class Flight:
         waiters: The callers that wait, in order of arrival; None while there are none. Their request is the clock
             reading at which they stop waiting, None for never; they are woken with a verdict.
         expired: An expired entry that may stand in if its leader fails; None if there is none.
-        lease: The lease that its leader has acquired; None without one.
+        lease: The lease that its leader has acquired; None without one. It is released before the lead ends, so that
+            whoever leads next finds it free.
     """
 
     def __init__(self, key: Hashable) -> None:
@@ -265,6 +266,8 @@ class SingleFlight:
     def complete(self, flight: Flight) -> Iterable[Waiter]:
         """End a flight and return the waiters that must be notified of its outcome."""
         if not flight.done:
+            if flight.lease is not None:
+                flight.lease.release(flight)
             # First, for who finds the key's place free compares it.
             self.completed = object()
             found = self._open.pop(flight.key, flight)
@@ -305,6 +308,8 @@ class SingleFlight:
 
     def _hand_over(self, flight: Flight, deadline: float | None) -> bool:
         """Let a waiter lead, one with a later deadline if there is one; False if none can."""
+        if flight.lease is not None and not flight.done:
+            flight.lease.release(flight)
         with self._lock:
             while not (flight.invalidated or flight.done):
                 successor = _successor(flight, deadline)

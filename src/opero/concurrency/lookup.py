@@ -42,7 +42,6 @@ from opero.utils.waiters import Waiter
 
 if TYPE_CHECKING:
     from opero.caching.lease import (  # noqa: TC004 - loaded with the first store that lends leases
-        Lease,
         Leases,
         LeaseWait,
     )
@@ -69,8 +68,6 @@ class LeadItem:
     followers: list[tuple[int, Any]] = field(default_factory=list)
     old: Entry | None = None
     """What the cache had, if it has expired."""
-    lease: Lease | None = None
-    """What keeps other processes from computing it, once that is acquired."""
     wait: LeaseWait | None = None
     """The wait for the process that computes it, while one does or after one did."""
 
@@ -242,9 +239,6 @@ class CacheLookup:
         self._led[flight.key] = self._leads[index] = lead
         return lead
 
-    def _drop(self, lead: LeadItem) -> None:
-        del self._led[lead.flight.key], self._leads[lead.index]
-
     def _begin(self, lead: LeadItem) -> None:
         """Let an item be computed."""
         if self._cache.freshness is None:
@@ -298,8 +292,6 @@ class CacheLookup:
                 lead.old = entry
                 missing.append(lead)
                 continue
-            self._drop(lead)
-            _release(lead)
             # Those that came while it was looked up get the same.
             notify(self._complete(lead), SharedResult(entry))
             for index, item in lead.followers:
@@ -325,7 +317,7 @@ class CacheLookup:
         for lead, lease in zip(leads, new, strict=True):
             answer = None if lease is None else mine[lease]
             if answer is not False or self._waited(lead):
-                lead.lease = lease if answer else None
+                lead.flight.lease = lease if answer else None
                 free.append(lead)
         return free
 
@@ -393,8 +385,7 @@ class CacheLookup:
 
     def _end_late(self, lead: LeadItem) -> None:
         """Give up an item that another process computes for too long."""
-        self._drop(lead)
-        self._flights.abandon(lead.flight)
+        self._abandon(lead)
         for index, item in ((lead.index, lead.item), *lead.followers):
             self._late(index, item, lead.call, lead.old)
 
@@ -441,15 +432,12 @@ class CacheLookup:
         An item that failed and gets an expired result instead moves from its batch to one of those.
         """
         computed: list[tuple[LeadItem, Any, float]] = []
-        ended: list[LeadItem] = []
         for number, batch in enumerate(batches):
             stale: set[int] = set()
             for position, index in enumerate(batch.idx):
-                lead = self._leads.pop(index, None)
+                lead = self._leads.get(index)
                 if lead is None:
                     continue
-                del self._led[lead.flight.key]
-                ended.append(lead)
                 outcome = batch.odd.get(position)
                 if outcome is None or outcome.error is None:
                     computed.append((lead, batch.values[position], _fill_in(lead.call, outcome)))
@@ -457,11 +445,7 @@ class CacheLookup:
                     stale.add(position)
             if stale:
                 batches[number] = batch.without(stale)
-        try:
-            yield from self._store(computed)
-        finally:
-            for lead in ended:
-                _release(lead)
+        yield from self._store(computed)  # if that is cancelled, `close` abandons them
         return self._take_known()
 
     def _store(self, computed: list[tuple[LeadItem, Any, float]]) -> StepLogic[None]:
@@ -469,21 +453,15 @@ class CacheLookup:
         if not computed:
             return
         cache, entries = self._cache, self._cache.entries
+        wanted = [
+            (lead.flight, value, cache.lifetime(lead.call, value, began))
+            for lead, value, began in computed
+        ]
         kept: list[Entry | None]
-        try:
-            wanted = [
-                (lead.flight, value, cache.lifetime(lead.call, value, began))
-                for lead, value, began in computed
-            ]
-            if not self._slow:
-                kept = [entries.store(*one) for one in wanted]
-            else:
-                kept = yield from entries.storing(wanted)
-        except BaseException:
-            # The map is cancelled, and nothing else will end these flights.
-            for lead, _, _ in computed:
-                self._flights.abandon(lead.flight)
-            raise
+        if not self._slow:
+            kept = [entries.store(*one) for one in wanted]
+        else:
+            kept = yield from entries.storing(wanted)
         for (lead, value, _), entry in zip(computed, kept, strict=True):
             waiters = self._complete(lead)
             if waiters or lead.followers:
@@ -496,7 +474,7 @@ class CacheLookup:
         """Share a failure; True if all, the item itself too, get an expired result instead."""
         cache, call = self._cache, lead.call
         if not isinstance(error, Exception):
-            self._flights.abandon(lead.flight)
+            self._abandon(lead)
             self._compute(
                 [index for index, _ in lead.followers], [one for _, one in lead.followers]
             )
@@ -521,7 +499,13 @@ class CacheLookup:
 
     def _complete(self, lead: LeadItem) -> Iterable[Waiter]:
         """End the flight of an item; return the callers that wait for it."""
+        del self._led[lead.flight.key], self._leads[lead.index]
         return self._flights.complete(lead.flight) if self._shares else ()
+
+    def _abandon(self, lead: LeadItem) -> None:
+        """Let another caller compute an item."""
+        del self._led[lead.flight.key], self._leads[lead.index]
+        self._flights.abandon(lead.flight)
 
     # --- the end ------------------------------------------------------------------------------------
 
@@ -530,20 +514,12 @@ class CacheLookup:
         self._marker.done = True
         self._parked.clear()
         for lead in self._led.values():
-            _release(lead)
             self._flights.abandon(lead.flight)
         self._led.clear()
         self._leads.clear()
         for follower in list(self._followers):
             self._flights.leave(follower.flight, follower)
         self._followers.clear()
-
-
-def _release(lead: LeadItem) -> None:
-    """End the lease of an item, without waiting for the store."""
-    lease, lead.lease = lead.lease, None
-    if lease is not None:
-        lease.release(lead.flight)
 
 
 def _uncalled(**made: Any) -> ItemOutcome:

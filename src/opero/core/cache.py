@@ -290,8 +290,6 @@ class CacheStage(FunctionCache):
         """Share a result that was computed, and stored as `entry`."""
         if waiters := self.single_flight.complete(flight):
             notify(waiters, self.verdict(value, entry))
-        if flight.lease is not None:
-            flight.lease.release(flight)
 
     def refresh_work(self, call: CachedCall, flight: Flight, blocking: bool, /) -> _BackgroundCall:
         """Return the call that refreshes an entry in the background and leads its flight."""
