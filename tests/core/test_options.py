@@ -145,6 +145,31 @@ def test_a_wrong_value_is_refused_before_there_is_a_function(name: str, value: A
     assert len(message) > len(f"{name}={value!r}") + 15, "it tells the fix"
 
 
+class Rude:
+    """Its own code raises, whatever is asked of it."""
+
+    def refuse(self, *given: object) -> Any:
+        raise RuntimeError("not an error of opero")
+
+    __repr__ = __eq__ = __bool__ = __getattr__ = refuse
+    __hash__ = None  # type: ignore[assignment]
+
+
+class RudeNumber(int):
+    __repr__ = __eq__ = __lt__ = __le__ = __gt__ = __ge__ = Rude.refuse
+    __hash__ = None  # type: ignore[assignment]
+
+
+@rows("name", WRONG)
+def test_a_value_whose_own_code_raises_is_refused_like_any_other(name: str) -> None:
+    array = pytest.importorskip("numpy").array([1, 2])
+    for value in (Rude(), [Rude()], RudeNumber(-1), array):
+        with pytest.raises(OperoUsageError, match=f"^{name}=.{{15}}") as raised:
+            opero(**{name: value})
+        shown = str(raised.value)
+        assert type(value).__name__ in shown or repr(value) in shown
+
+
 @rows(("name", "value"), each(RIGHT))
 def test_a_right_value_is_taken_as_it_is(name: str, value: Any) -> None:
     def fetch(x: int = 1) -> int:

@@ -8,6 +8,7 @@ import dataclasses
 import datetime as dt
 import decimal
 import enum
+import functools
 import json
 import math
 import pathlib
@@ -41,6 +42,19 @@ class Rights(enum.Flag):
 class Point:
     x: int
     y: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass
+class Square:
+    side: int
+
+    def __post_init__(self) -> None:
+        if self.side < 0:
+            self.wrong = True
+
+    @functools.cached_property
+    def area(self) -> int:
+        return self.side**2
 
 
 @dataclasses.dataclass
@@ -128,6 +142,7 @@ class Holder:
         (Holder(object()), "result.inside is a builtins.object"),
         (dataclasses.make_dataclass("Local", ["x"])(1), "Local cannot be found by its name"),
         (print, "builtin_function_or_method"),
+        (Square(-1), "Square with the attribute 'wrong' beside its fields"),
     ],
 )
 def test_what_cannot_be_kept_is_named(value: object, named: str) -> None:
@@ -141,6 +156,12 @@ def test_what_contains_itself_is_refused() -> None:
     loop.append(loop)
     with pytest.raises(UnserializableError, match="contains itself"):
         encode(loop)
+
+
+def test_a_cached_property_is_computed_again() -> None:
+    square = Square(3)
+    assert square.area == 9
+    assert decode(encode(square)).area == 9
 
 
 def test_reading_runs_no_code_of_the_class() -> None:

@@ -26,7 +26,7 @@ from types import (
 )
 from typing import Any, Final, cast
 
-from opero.caching.plain_types import NotPlain, of_type, own_dict, slots_of
+from opero.caching.plain_types import NotPlain, of_type, state_of
 
 Copier = Callable[[Any], Any]
 
@@ -172,7 +172,7 @@ def _refuse_parts(value: object, refused: Callable[[object], bool]) -> None:
             continue
         inner = _items_of(part)
         if kind not in _CONTAINERS:
-            inner += _attributes_of(part)
+            inner += state_of(part, kind.__mro__).values()
             descend = not _copies_itself(kind)
         if not ATOMS.issuperset(map(type, inner)):
             parts += [(item, descend) for item in inner]
@@ -191,12 +191,6 @@ def _items_of(part: object) -> list[Any]:
         array = cast("Any", part)
         found = array.flat if array.dtype.hasobject else ()
     return list(islice(found, _MOST_PARTS))
-
-
-def _attributes_of(part: object) -> list[Any]:
-    """Return what an instance keeps, in its dict and in slots."""
-    slots = (getattr(part, name, None) for name in slots_of(type(part).__mro__))
-    return [*own_dict(part).values(), *slots]
 
 
 def _copies_itself(kind: type) -> bool:

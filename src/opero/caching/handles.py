@@ -18,7 +18,7 @@ from opero.caching.keys.function_keys import namespace_prefix
 from opero.errors import OperoUsageError, StoreError, UnkeyableError
 from opero.events.bus import Emitter
 from opero.utils.async_utils import in_thread_of
-from opero.utils.checks import BACKENDS
+from opero.utils.checks import BACKENDS, text_or_none
 from opero.utils.lazy import NamedTuple
 from opero.utils.units import Duration, parse_seconds
 
@@ -304,6 +304,8 @@ def clear_cache(namespace: str | None = None, backend: str | None = None) -> int
         >>> locate("Rome"), clear_cache("geo")
         (4, 1)
     """
+    text_or_none("namespace", namespace)
+    text_or_none("backend", backend)
     removed = 0
     failed: StoreError | None = None
     for clear in _clears(namespace, backend):

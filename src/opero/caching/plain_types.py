@@ -130,6 +130,11 @@ def _calls(name: str, *kinds: type | tuple[type, ...]) -> Callable[[Sequence[Any
     return lambda parts: getattr(import_module(module), attribute)(*_check(parts, *kinds))
 
 
+def _calls_loaded(name: str, kind: type) -> Callable[[Sequence[Any]], Any]:
+    """Return the same for a class of a library, "module:qualname", which a stored entry is no reason to load."""
+    return lambda parts: find_class(name)(*_check(parts, kind))
+
+
 def _text(value: object) -> tuple[str]:
     text = str(value)
     if len(text) > _LONGEST_TEXT:
@@ -275,6 +280,13 @@ def _url(value: Any) -> KeyParts:
     return "url", str(value)
 
 
+def _split_url(value: Any) -> tuple[str]:
+    # What the text alone does not give back was parsed with settings of its own.
+    if type(value)(str(value)) != value:
+        raise NotPlain
+    return _text(value)
+
+
 # --- classes of the program -------------------------------------------------------------------------------------------
 
 
@@ -392,6 +404,17 @@ def own_dict(value: Any) -> dict[str, Any]:
     return found
 
 
+def state_of(value: Any, classes: Iterable[type]) -> dict[str, Any]:
+    """Return what an instance keeps in the slots of these classes, and in its dict."""
+    state: dict[str, Any] = {}
+    for name, member in slots_of(classes).items():
+        try:
+            state[name] = member.__get__(value)
+        except AttributeError:  # a slot may be empty
+            continue
+    return state | own_dict(value)
+
+
 _MODEL_PARTS: Final = ("__pydantic_extra__", "__pydantic_private__", "__pydantic_fields_set__")
 
 
@@ -399,19 +422,13 @@ def _split_fields(value: Any) -> tuple[Any, ...]:
     """Take an instance of a dataclass, attrs class or model apart: name of its class, fields, further parts."""
     kind = type(value)
     names = field_names(kind) or {}
-    held, slots = own_dict(value), slots_of(kind.__mro__)
-    fields = {
-        name: held[name] if name in held else slots[name].__get__(value)
-        for name in names
-        if name in held or name in slots
-    }
-    if not held.keys() <= names.keys():
-        raise NotPlain  # it carries more than its fields
+    held = state_of(value, kind.__mro__)
+    extra, private, given = (held.pop(name, None) for name in _MODEL_PARTS)
+    if held.keys() != names.keys():
+        raise NotPlain  # it carries more than its fields, or less
+    fields = {name: held[name] for name in names}
     if not _is_model(kind):
-        if len(fields) < len(names):
-            raise NotPlain
         return class_name(kind), fields
-    extra, private, given = (getattr(value, name, None) for name in _MODEL_PARTS)
     if private is not None:
         private = {
             name: item
@@ -429,8 +446,9 @@ def _join_fields(parts: Sequence[Any]) -> Any:
     if _of_class(kind) is not (MODEL if further else RECORD):
         raise Undecodable(f"{name} is no dataclass or model any more")
     made = make_instance(kind, given, field_names(kind) or {})
+    slots = slots_of(kind.__mro__) if further else {}
     for part, value in zip(_MODEL_PARTS, further, strict=False):
-        object.__setattr__(made, part, value)
+        slots[part].__set__(made, value)
     return made
 
 
@@ -607,11 +625,20 @@ _ROWS: Final[list[PlainType]] = [
     ),
     *(PlainType(f"pathlib.{name}", key=_path_key(name)) for name in ("PurePath", "Path")),
     PlainType("re.Pattern", key=lambda v: ("pattern", (v.pattern, v.flags))),
-    *(PlainType(f"pydantic_core._pydantic_core.{name}", key=_url) for name in ("Url", "MultiHostUrl")),
-    *(PlainType(f"pydantic.networks.{name}", key=_url) for name in ("_BaseUrl", "_BaseMultiHostUrl")),
-    PlainType(
-        "pydantic.types._SecretBase", immutable=False, key=lambda v: ("secret", v.get_secret_value())
+    *(
+        # Keys of those in `networks` come from the base below.
+        PlainType(f"pydantic{module}.{name}", number, True, split, _calls_loaded(f"pydantic{module}:{name}", kind), key)
+        for module, name, number, split, kind, key in (
+            ("_core._pydantic_core", "TzInfo", 26, lambda v: (int(v.utcoffset(None).total_seconds()),), int, None),
+            ("_core._pydantic_core", "Url", 70, _split_url, str, _url),
+            (".networks", "AnyUrl", 71, _split_url, str, None),
+            (".networks", "AnyHttpUrl", 72, _split_url, str, None),
+            (".networks", "HttpUrl", 73, _split_url, str, None),
+        )
     ),
+    PlainType("pydantic_core._pydantic_core.MultiHostUrl", key=_url),
+    *(PlainType(f"pydantic.networks.{name}", key=_url) for name in ("_BaseUrl", "_BaseMultiHostUrl")),
+    PlainType("pydantic.types._SecretBase", None, False, key=lambda v: ("secret", v.get_secret_value())),
 ]  # fmt: skip
 
 for _row in _BUILTINS.values():

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 from opero.errors import Rejected
+from opero.utils.checks import function
 
 T = TypeVar("T")
 Kind = Literal["final", "exhausted", "transient", "unknown"]
@@ -62,6 +63,7 @@ def add_classifier(classifier: Classifier) -> Callable[[], None]:
         >>> classify(OutOfStock()).kind
         'unknown'
     """
+    function("classifier", classifier)
     _classifiers.append(classifier)
 
     def remove() -> None:

@@ -111,7 +111,7 @@ class _Declared:
         for name, value in values.items():
             if name not in self.declared:
                 raise TypeError(f"{type(self).__name__}() has no option {name!r}")
-            self.declared[name].check(name, value)
+            checks.apply(self.declared[name].check, name, value)
         vars(self).update(values, given=frozenset(values))
         self.__post_init__()
 
@@ -240,13 +240,6 @@ _error_types: Check = checks.must_be(
     "an exception type or a tuple of them, for example (RateLimitPausedError, SpendCapError)",
     checks.are_errors,
 )
-
-
-def _path(name: str, value: Any) -> None:
-    """The path of a file, as text or as a path object."""
-    found = os.fspath(value) if isinstance(value, str | os.PathLike) else None
-    if not (isinstance(found, str) and found) or found.endswith(os.sep):
-        raise OperoUsageError(f'{name}={value!r} must be the path of a file, such as "run.db".')
 
 
 # --- options of calls -----------------------------------------------------------------------------
@@ -467,7 +460,7 @@ class MapOptions(Options):
     )
     sequential: bool = option("map", False, checks.boolean)
     item_key: Callable[[Any], object] | None = option("map", None, checks.callable_or_none)
-    checkpoint: str | os.PathLike[str] | None = option("map", None, checks.none_or(_path))
+    checkpoint: str | os.PathLike[str] | None = option("map", None, checks.none_or(checks.path))
     worker_init: Callable[[], object] | None = option("map", None, checks.callable_or_none)
     max_tasks_per_worker: int | None = option("map", None, checks.none_or(checks.whole(1)))
     memory_limit: int | str | None = option("map", None, checks.none_or(checks.size))

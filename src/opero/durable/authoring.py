@@ -33,6 +33,7 @@ from opero.errors import OperoUsageError, UnknownWorkflowError, did_you_mean
 from opero.utils import ambient
 from opero.utils.ambient import running_loop
 from opero.utils.async_utils import is_async_function
+from opero.utils.checks import text_or_none
 from opero.utils.steps import BlockingStep, StepLogic, run_async, run_sync
 from opero.utils.units import Duration, parse_seconds
 
@@ -148,6 +149,7 @@ def _declare(by: str, first: Any, name: str | None, make: Callable[[Any, str | N
     """Return what a decorator returns that is used bare, with parentheses or with a name."""
     if isinstance(first, str):
         name, first = first, None
+    text_or_none("name", name)
     if first is None:
         return lambda fn: make(fn, name)
     if not callable(first):

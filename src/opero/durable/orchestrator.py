@@ -17,6 +17,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final, Self
 
+import opero.utils.checks as checks
 from opero.durable.authoring import get_registry
 from opero.durable.engine import Engine
 from opero.durable.records import (
@@ -59,6 +60,10 @@ _GLANCE: Final = 0.25
 _MISSING: Final[Any] = object()
 """Stands for a result that was not given; None may be one."""
 
+_journal: Final = checks.must_be(
+    "a place for the journal, such as SqliteStore(path)", checks.has("join", "apply"), instance=True
+)
+
 
 class DurableOrchestrator:
     """Run workflows, and go on with them after a crash.
@@ -97,9 +102,9 @@ class DurableOrchestrator:
         store: JournalStore | None = None,
         max_recoveries: int = 10,
     ) -> None:
-        for name, value in (("max_workers", max_workers), ("max_recoveries", max_recoveries)):
-            if type(value) is not int or value < 1:
-                raise OperoUsageError(f"{name}={value!r} must be a whole number from 1.")
+        checks.whole(1)("max_workers", max_workers)
+        checks.whole(1)("max_recoveries", max_recoveries)
+        checks.none_or(_journal)("store", store)
         self.store: JournalStore = SqliteStore(db_path) if store is None else store
         self._max_workers = max_workers
         self._max_recoveries = max_recoveries

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Final
 
+import opero.utils.checks as checks
 from opero.durable.records import (
     ENDED,
     Acquire,
@@ -35,7 +36,7 @@ from opero.durable.records import (
     Wake,
     WorkflowRecord,
 )
-from opero.errors import JournalError, OperoUsageError, UnserializableError
+from opero.errors import JournalError, UnserializableError
 from opero.limits.state_file import try_lock
 from opero.utils.fork import run_after_fork
 from opero.utils.sqlite import SqliteFile
@@ -104,12 +105,12 @@ class SqliteStore:
             program then still loses nothing, a power cut may lose the last moments.
 
     Raises:
-        OperoUsageError: `synchronous` is something else.
+        OperoUsageError: `path` is no path, or `synchronous` something else.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, synchronous: str = "FULL") -> None:
-        if synchronous not in ("FULL", "NORMAL"):
-            raise OperoUsageError(f'synchronous={synchronous!r} must be "FULL" or "NORMAL".')
+        checks.path("path", path)
+        checks.one_of("FULL", "NORMAL")("synchronous", synchronous)
         self.path: Path = Path(path).absolute()
         self._is_open = False
         self._file = SqliteFile(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import enum
+import functools
 import inspect
 import itertools
 import json
@@ -31,6 +32,7 @@ from opero.caching.plain_types import (
     find_class,
     make_instance,
     of_type,
+    own_dict,
     refuse_alike,
 )
 from opero.errors import ActivityError, OperoUsageError, UnserializableError
@@ -53,8 +55,8 @@ def encode(value: object, what: str = "value") -> str:
 
     Args:
         value: None, bool, int, float (also NaN and infinite), str, bytes, list, tuple, set, frozenset, dict, date,
-            time, datetime, timedelta, Decimal, UUID, Path, complex, range, enums, dataclasses, named
-            tuples, registered types; nested as you like.
+            time, datetime, timedelta, Decimal, UUID, Path, complex, range, enums, dataclasses, models of
+            pydantic, named tuples, registered types; nested as you like.
         what: What it is, for the error ("result of charge()").
 
     Raises:
@@ -170,6 +172,12 @@ def _pack_named(value: Any, what: str, at: str, depth: int) -> Any:
             for f in dataclasses.fields(value)
             if hasattr(value, f.name)
         }
+        for other in own_dict(value).keys() - fields.keys():
+            if not isinstance(getattr(kind, other, None), functools.cached_property):
+                raise UnserializableError(
+                    f"{what}{at} is a {kind.__module__}.{kind.__qualname__} with the attribute {other!r} beside its "
+                    "fields, which the journal cannot keep. Make it a field or a property."
+                )
         return {"$": "data", "t": name, "v": fields}
     if found and isinstance(value, tuple) and hasattr(kind, "_fields"):
         packed = [_pack(item, what, f"{at}[{i}]", depth) for i, item in enumerate(value)]

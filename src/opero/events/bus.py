@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from opero.errors import OperoUsageError
 from opero.utils.ambient import running_loop, switch
 from opero.utils.async_utils import is_async_function
+from opero.utils.checks import is_whole
 
 if TYPE_CHECKING:
     from opero.events.delivery import DeliveryQueue
@@ -34,7 +35,7 @@ class Subscription:
 
     Args:
         handler: What to call.
-        types: Event classes it wants; empty for all but the quiet ones.
+        types: Event class or classes it wants; empty for all but the quiet ones.
         queue: Most events that wait for an asynchronous handler.
         cancelled: Called when it has been cancelled.
 
@@ -43,7 +44,7 @@ class Subscription:
         queue: The queue of an asynchronous handler; None of a plain one.
 
     Raises:
-        OperoUsageError: `handler` cannot be called, or the queue has no place.
+        OperoUsageError: `handler` cannot be called, `types` are no classes, or the queue has no place.
     """
 
     __slots__ = (
@@ -53,19 +54,22 @@ class Subscription:
     def __init__(
         self,
         handler: Handler,
-        types: tuple[type[Event], ...] = (),
+        types: type[Event] | Iterable[type[Event]] = (),
         *,
         queue: int = _QUEUE,
         cancelled: Callable[[Subscription], None] | None = None,
     ) -> None:
         if not callable(handler):
             raise OperoUsageError(f"handler={handler!r} must be a callable that gets the event.")
-        if queue < 1:
+        if not is_whole(queue, 1):
             raise OperoUsageError(
                 f"queue={queue!r}: at least one event must have room; give 1 or more."
             )
+        wanted: tuple[Any, ...] = tuple(types) if isinstance(types, Iterable) else (types,)
+        if not all(isinstance(kind, type) for kind in wanted):
+            raise OperoUsageError(f"types={types!r} must be event classes, like [RetryScheduled].")
         self.handler: Handler = handler
-        self.types: tuple[type[Event], ...] = types
+        self.types: tuple[type[Event], ...] = wanted
         self.live: bool = True
         self.errors: int = 0
         self._cancelled = cancelled
@@ -208,7 +212,11 @@ class EventBus:
         return False
 
     def subscribe(
-        self, handler: Handler, types: Iterable[type[Event]] = (), *, queue: int = 10_000
+        self,
+        handler: Handler,
+        types: type[Event] | Iterable[type[Event]] = (),
+        *,
+        queue: int = _QUEUE,
     ) -> Subscription:
         """Call `handler` with each event from now on.
 
@@ -216,7 +224,7 @@ class EventBus:
             handler: A function, called in the thread and task in which the event happens (keep it short);
                 or a coroutine function or a function that returns a task, called on the event loop that
                 runs now, else on the one in which the event happens, else on one in a background thread.
-            types: Event classes it wants; empty for all but the quiet ones (`CallStarted`, `CallEnded`,
+            types: Event class or classes it wants; empty for all but the quiet ones (`CallStarted`, `CallEnded`,
                 `HandlerFailed`).
             queue: Most events that wait for an asynchronous handler; then the oldest is dropped and counted.
 
@@ -224,9 +232,9 @@ class EventBus:
             A handle with `cancel()`, which is a context manager too.
 
         Raises:
-            OperoUsageError: `handler` cannot be called.
+            OperoUsageError: `handler` cannot be called, `types` are no classes, or the queue has no place.
         """
-        made = Subscription(handler, tuple(types), queue=queue, cancelled=self._remove)
+        made = Subscription(handler, types, queue=queue, cancelled=self._remove)
         with self._lock:
             self.subscriptions += (made,)
         if self is event_bus:
@@ -260,7 +268,7 @@ class EventBus:
             Something that may be awaited, and has nothing to wait for.
         """
         if self.subscriptions:
-            if isinstance(event, dict):
+            if isinstance(event, dict) or not hasattr(event, "quiet"):
                 from opero.events.types import event_from_dict
 
                 event = event_from_dict(event)

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, dataclass_transform
 
+from opero.errors import OperoUsageError
 from opero.utils.ambient import parent_run_id, run_id
 from opero.utils.secrets import mask_text, masked_repr
 
@@ -525,7 +526,7 @@ class CustomEvent(_DetailedEvent):
         return self.details[key] if key in self.details else _DetailedEvent.__getitem__(self, key)
 
 
-def event_from_dict(mapping: Mapping[str, Any]) -> Event:
+def event_from_dict(mapping: Mapping[str, Any] | Event) -> Event:
     """Make the event that a dict describes.
 
     A dict with the type "task" and a task becomes a `TaskChanged`, so that handlers of that class get it.
@@ -535,7 +536,14 @@ def event_from_dict(mapping: Mapping[str, Any]) -> Event:
         2
         >>> event_from_dict({"type": "mine", "speed": 9})["type"]
         'mine'
+
+    Raises:
+        OperoUsageError: It is no mapping.
     """
+    if not isinstance(mapping, Mapping):
+        raise OperoUsageError(
+            f"event={mapping!r} must be an event or a dict: emit({{'type': 'mine'}})."
+        )
     if mapping.get("type") == "task" and "task" in mapping:
         own = ("state", "result", "error", "attempt", "seconds")
         given = {key: mapping[key] for key in own if key in mapping}

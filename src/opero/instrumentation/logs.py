@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Self
 
+import opero.utils.checks as checks
 from opero.errors import OperoUsageError, did_you_mean
 from opero.events import CallEnded, CallGaveUp, CallStarted, CallSucceeded, event_bus
 from opero.events.messages import EventLogger, describe_event, log_event
@@ -68,6 +69,7 @@ def log_events(
         write = functools.partial(_log_with_loguru, _loguru(), lowest, messages)
     else:
         logger = logging.getLogger(to) if isinstance(to, str) else to
+        checks.logger("to", logger)
         write = functools.partial(_log, logger, lowest, messages)
     return bus.subscribe(write, types)
 
@@ -91,11 +93,12 @@ def configure(
 def _number(level: int | str) -> int:
     if isinstance(level, int):
         return level
-    if level.upper() not in _LEVELS:
+    name = str(level).upper()
+    if name not in _LEVELS:
         raise OperoUsageError(
-            f"level={level!r} is no level.{did_you_mean(level.upper(), _LEVELS)} Levels: {', '.join(_LEVELS)}."
+            f"level={level!r} is no level.{did_you_mean(name, _LEVELS)} Levels: {', '.join(_LEVELS)}."
         )
-    return logging.getLevelNamesMapping()[level.upper()]
+    return logging.getLevelNamesMapping()[name]
 
 
 def _loguru() -> Any:

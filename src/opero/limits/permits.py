@@ -20,6 +20,7 @@ from opero.errors import BulkheadFullError, OperoUsageError
 from opero.limits.shared import SharedGuard
 from opero.limits.state_file import StateFile, try_lock, unlock
 from opero.utils.ambient import warn_on_loop
+from opero.utils.checks import text_or_none
 from opero.utils.secrets import mask_urls
 from opero.utils.threads import waiting_threads
 from opero.utils.waiters import HandoffQueue, Waiter
@@ -161,6 +162,7 @@ class ConcurrencyLimit(SharedGuard):
     def __init__(self, limit: int, *, queue: int | None = None, name: str | None = None) -> None:
         self.limit: int = _whole(limit, "concurrency", 1)
         self.queue: int | None = None if queue is None else _whole(queue, "queue", 0)
+        text_or_none("name", name)
         self.name: str = name or f"at most {limit}"
         self._use(_Permits(self))
         super().__init__((limit, {"queue": queue}))
@@ -538,5 +540,5 @@ def _whole(value: object, option: str, least: int) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and least <= value <= _MOST:
         return value
     raise OperoUsageError(
-        f"{option}={value!r} must be a whole number, {least} to {_MOST:,}. None means no limit."
+        f"{option}={value!r} must be a whole number, {least} to {_MOST:,}{', or None' * (not least)}."
     )

@@ -34,7 +34,7 @@ class Configuration:
     def __post_init__(self) -> None:
         for declared in dataclasses.fields(cast("Any", self)):
             if (check := declared.metadata.get("check")) is not None:
-                check(declared.name, getattr(self, declared.name))
+                checks.apply(check, declared.name, getattr(self, declared.name))
 
     def __setattr__(self, name: str, value: object) -> None:
         known = [f.name for f in dataclasses.fields(cast("Any", self))]
@@ -61,9 +61,8 @@ def _part(kind: type) -> dict[str, checks.Check]:
 _seconds: Final = checks.must_be(
     "a number of seconds, 0 or more", lambda v: type(v) in (int, float) and 0 <= v < math.inf
 )
-_logger: Final = checks.must_be(
-    "a logger of the standard library, such as get_logger('app')",
-    lambda value: value is None or callable(getattr(value, "log", None)),
+_options: Final = checks.must_be(
+    "a dict of options of @opero, such as {'timeout': 5}", lambda value: isinstance(value, Mapping)
 )
 
 
@@ -253,13 +252,13 @@ class OrchestratorConfig(Configuration):
         default=None, metadata=_part(MultiprocessConfig)
     )
     fallbacks: Callable[..., Any] | Iterable[Callable[..., Any]] = ()
-    logger: EventLogger | None = field(default=None, metadata=_by(_logger))
+    logger: EventLogger | None = field(default=None, metadata=_by(checks.none_or(checks.logger)))
     cache: bool = False
     cache_ttl: Duration | None = 3600
     cache_backend: Any = "memory"
     cache_key: Callable[..., object] | None = None
     cache_namespace: str = "opero"
-    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False, metadata=_by(_options))
 
     def __post_init__(self) -> None:
         super().__post_init__()

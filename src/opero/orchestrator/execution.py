@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, overload
 
+import opero.utils.checks as checks
 from opero.concurrency.loop import run_map, run_map_async
 from opero.concurrency.mapper import Mapper
 from opero.core.decorate import decorate, explain
@@ -250,6 +251,7 @@ class Chains:
         return FallbackChain(made[0], made[1:], on_event=self._listener)
 
     def _make(self, function: Function, awaits: bool) -> tuple[Pipeline, Function]:
+        checks.function("function", function)
         # The pauses and queues of a synchronous function are then the event loop's, and can be cancelled there.
         wanted = ensure_async(function) if awaits else function
         pipeline = Pipeline(FunctionInfo(wanted), self.options)

@@ -14,6 +14,7 @@ from opero.errors import DeadlineError, OperoUsageError
 from opero.events.bus import Emitter
 from opero.orchestrator.config import functions
 from opero.utils.async_utils import ensure_async, is_async_function, run_async
+from opero.utils.checks import function
 from opero.utils.steps import BlockingStep, StepLogic, run_sync
 from opero.utils.steps import run_async as run_logic_async
 
@@ -55,8 +56,7 @@ class FallbackChain:
         *,
         on_event: Callable[[Event], object] | None = None,
     ) -> None:
-        if not callable(primary):
-            raise OperoUsageError(f"primary={primary!r} must be a function.")
+        function("primary", primary)
         self.functions: tuple[Callable[..., Any], ...] = (
             primary,
             *functions("fallbacks", fallbacks),

@@ -15,13 +15,15 @@ from opero.core.failures import attach, raise_again
 from opero.errors import OperoUsageError
 from opero.tasks.task import NOTHING, Runnable, TaskRun, as_runnable, carry_out
 from opero.utils.ambient import fork, require_loop
-from opero.utils.checks import whole
+from opero.utils.checks import none_or, one_of, whole
 
 if TYPE_CHECKING:
     from opero.utils.ambient import Branches
 
 
 OnError = Literal["raise", "collect"]
+_limit = none_or(whole(1))
+_on_error = one_of("raise", "collect")
 _Jobs = Runnable | Callable[..., Any]
 
 
@@ -63,10 +65,8 @@ class Parallel(Runnable):
             if limit is not None:
                 raise OperoUsageError("limit= and max_workers= are the same: give one of them.")
             limit = max_workers
-        if limit is not None:
-            whole(1)("limit", limit)
-        if on_error not in ("raise", "collect"):
-            raise OperoUsageError(f'on_error={on_error!r} must be "raise" or "collect".')
+        _limit("limit", limit)
+        _on_error("on_error", on_error)
         self.limit: int | None = limit
         self.on_error: OnError = on_error
         only: Any = jobs[0] if len(jobs) == 1 else None

@@ -21,7 +21,7 @@ from opero.tasks.callee import callee_of, with_policies
 from opero.utils import ambient
 from opero.utils.ambient import Run, require_loop
 from opero.utils.async_utils import call_in_thread, run_async
-from opero.utils.checks import text_or_none
+from opero.utils.checks import has, must_be, none_or, one_of, text_or_none
 from opero.utils.units import format_seconds
 
 if TYPE_CHECKING:
@@ -413,6 +413,8 @@ class Task(Runnable):
 
 
 Returns = Literal["all", "last"]
+_returns = one_of("all", "last")
+_breaker = none_or(must_be("a CircuitBreaker", has("guard", "acquire"), instance=True))
 
 
 class Sequence(Runnable):
@@ -445,8 +447,7 @@ class Sequence(Runnable):
         returns: Returns = "all",
         name: str | None = None,
     ) -> None:
-        if returns not in ("all", "last"):
-            raise OperoUsageError(f'returns={returns!r} must be "all" or "last".')
+        _returns("returns", returns)
         made = tuple(as_runnable(step) for step in steps)
         super().__init__(name, _names(made) or type(self).__name__)
         self.steps: tuple[Runnable, ...] = made
@@ -546,6 +547,7 @@ class CircuitGroup(Sequence):
         from opero.limits.breaker import CircuitBreaker
 
         super().__init__(*steps, returns=returns, name=name)
+        _breaker("breaker", breaker)
         rules: dict[str, Any] = {"fail_max": fail_max, "reset_timeout": reset_timeout}
         rules = {rule: value for rule, value in rules.items() if value is not None}
         if breaker is not None and rules:

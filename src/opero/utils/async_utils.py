@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar, cast
 from weakref import WeakKeyDictionary
 
+from opero.errors import OperoUsageError
 from opero.utils.ambient import require_loop
 from opero.utils.fork import reset_after_fork
 from opero.utils.parameters import is_bare
@@ -59,6 +60,8 @@ def ensure_async(fn: Callable[P, R | Awaitable[R]]) -> Callable[P, Coroutine[Any
     """
     if is_async_function(fn):
         return cast("Callable[P, Coroutine[Any, Any, R]]", fn)
+    if not callable(fn):
+        raise OperoUsageError(f"ensure_async() takes a function, not {type(fn).__name__}.")
 
     @functools.wraps(fn)
     async def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -155,6 +158,12 @@ def run_async(awaitable: Awaitable[R]) -> R:
         42
     """
     import asyncio
+    import inspect
+
+    if not inspect.isawaitable(awaitable):
+        raise OperoUsageError(
+            f"run_async() takes a coroutine, not {type(awaitable).__name__}: write run_async(fetch(url))."
+        )
 
     async def main() -> R:
         return await awaitable

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from types import MappingProxyType
 from typing import Any, Final
@@ -33,6 +34,30 @@ functions: `settle(text)`, which refuses a text that cannot be meant and makes i
 `locate(text)`, which says where that is just now, and `open_at(place)`, which returns the `ByteStore`, and imports what
 it needs only when that is used. Its constant `ACROSS_HOSTS` says whether other hosts may read and write there.
 """
+
+
+class _ShownByType:
+    """Stands, in an error, for a value whose own `repr` or `==` raises: only its type can be shown."""
+
+    def __init__(self, value: object) -> None:
+        self._kind = type(value).__name__
+
+    def __repr__(self) -> str:
+        return f"<{self._kind}>"
+
+
+def apply(check: Check, name: str, value: object) -> None:
+    """Check a value; the error names the option also where the value's own `repr` or `==` raises.
+
+    Raises:
+        OperoUsageError: The value cannot be meant.
+    """
+    try:
+        check(name, value)
+    except OperoUsageError:
+        raise
+    except Exception:  # noqa: BLE001 - code of the value may raise anything
+        check(name, _ShownByType(value))
 
 
 def must_be(what: str, fits: Callable[[Any], object], *, instance: bool = False) -> Check:
@@ -101,6 +126,13 @@ failure_rate: Check = must_be(
 )
 
 
+function: Check = must_be("a function", callable)
+logger: Check = must_be(
+    "a logger of the standard library, such as get_logger('app')",
+    lambda value: callable(getattr(value, "log", None)),
+)
+
+
 def whole(least: int) -> Check:
     """Return a check for whole numbers of at least `least`."""
     return must_be(f"a whole number, {least} or more", lambda value: is_whole(value, least))
@@ -135,6 +167,13 @@ def rate(name: str, value: Any) -> None:
 def size(name: str, value: Any) -> None:
     """A size in bytes."""
     parse_size(value, name)
+
+
+def path(name: str, value: Any) -> None:
+    """The path of a file, as text or as a path object."""
+    found = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not (isinstance(found, str) and found) or found.endswith(os.sep):
+        raise OperoUsageError(f'{name}={value!r} must be the path of a file, such as "run.db".')
 
 
 def callable_or_none(name: str, value: Any) -> None:

@@ -16,6 +16,8 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import opero.utils.checks as checks
+
 if TYPE_CHECKING:
     _Adapter = logging.LoggerAdapter[logging.Logger]
 else:
@@ -90,9 +92,9 @@ class ContextAdapter(_Adapter):
     extra: Mapping[str, object] | None
 
     def __init__(self, logger: logging.Logger, context: Mapping[str, Any] | None = None) -> None:
+        _show_context(logger)
         super().__init__(logger, dict(context or {}))
         self._lock = threading.Lock()
-        _show_context(logger)
 
     @property
     def context(self) -> dict[str, Any]:
@@ -135,9 +137,7 @@ def log_context(logger: logging.Logger | _Adapter, **context: Any) -> Iterator[N
         >>> with log_context(get_logger("my_app"), batch_id="123"):
         ...     get_logger("my_app").info("begins")   # my_app: begins [batch_id=123]
     """
-    while isinstance(logger, logging.LoggerAdapter):
-        logger = logger.logger
-    _show_context(logger)
+    logger = _show_context(logger)
     known = _contexts.get()
     around = known.get(logger.name, {})
     token = _contexts.set({**known, logger.name: {**around, **context}})
@@ -167,9 +167,14 @@ class _ContextFilter(logging.Filter):
 _context_filter = _ContextFilter()
 
 
-def _show_context(logger: logging.Logger) -> None:
+def _show_context(logger: logging.Logger | _Adapter) -> logging.Logger:
+    """Let a logger write the context, and return it, without the adapters around it."""
+    checks.logger("logger", logger)
+    while isinstance(logger, logging.LoggerAdapter):
+        logger = logger.logger
     if _context_filter not in logger.filters:
         logger.addFilter(_context_filter)
+    return logger
 
 
 def _text(context: Mapping[str, Any]) -> str:

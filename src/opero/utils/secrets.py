@@ -40,8 +40,13 @@ _PARTS: Final = ("password", "passwd", "passphrase", "credential", "apikey", "se
 _ENDS: Final = ("token", "tokens", "secret", "secrets", "key", "keys")
 """Ends of a word that do: `authtoken`, `clientsecret`, `openaikey`."""
 
-_OTHER_KEYS: Final = _words("monkey turkey donkey hockey jockey whiskey lackey hotkey")
-"""Words with such an end that do not."""
+_OTHER_KEYS: Final = _words(
+    """
+    mon tur don hoc joc whis lac hot public primary foreign sort partition range cache item row group join lookup unique
+    natural composite candidate surrogate routing idempotency dedup dedupe
+    """
+)
+"""What stands before "key", in the same word or as the word before, where that does not: `monkey`, `primary_key`."""
 
 _SERVERS: Final = _words(
     "connection database db redis mongo mongodb postgres postgresql mysql mariadb broker amqp rabbitmq jdbc hook"
@@ -96,6 +101,7 @@ def looks_secret(name: str, declared: Collection[str] = ()) -> bool:
             (word.endswith("s") and not _COUNTS.isdisjoint(beside))
             or (word == "tokens" and not _KINDS_OF_TOKENS.isdisjoint(beside))
             or beside[-1] in ("count", "limit")
+            or (word in ("key", "keys") and beside[0] in _OTHER_KEYS)
         )
         if not counted and _is_secret_word(word):
             return True
@@ -109,7 +115,7 @@ def _is_secret_word(word: str) -> bool:
     if word in _WORDS or (word.endswith("s") and word[:-1] in _WORDS):
         return True
     if word.endswith(_ENDS):
-        return word.removesuffix("s") not in _OTHER_KEYS
+        return word.removesuffix("s").removesuffix("key") not in _OTHER_KEYS
     return any(part in word for part in _PARTS)
 
 
@@ -162,6 +168,11 @@ def _patterns() -> dict[str, re.Pattern[str]]:
         "prose": re.compile(
             r"(?P<before>\b(?:api|access|secret) key(?: \w+)?:\s*)\S+", re.IGNORECASE
         ),
+        # curl -u user:password, also as a list of arguments.
+        "login": re.compile(
+            r"(?P<before>(?<![\w-])(?:-\w*?[uU]|--(?:proxy-)?user)(?:[\"'],|=)?\s*(?P<quote>[\"'])?)"
+            r"(?(quote)[^\"':]*:[^\"']*|[^\s\"':]+:[^\s\"']+)"
+        ),
         # A URL within a URL.
         "quoted": re.compile(r"(?<=%3A%2F%2F)[^\s&]+?(?=%40)", re.IGNORECASE),
         "element": re.compile(r"(?P<before><(?P<name>[\w:.-]+)>)[^<>]+(?=</(?P=name)>)"),
@@ -213,6 +224,8 @@ def mask_text(text: str) -> str:
         text = _patterns()["prose"].sub(rf"\g<before>{MASK}", _mask_fields(text))
     if '",' in text or "'," in text:
         text = _patterns()["pair"].sub(_masked_pair, text)
+    if "curl" in text:
+        text = _patterns()["login"].sub(rf"\g<before>{MASK}", text)
     if "</" in text:
         text = _patterns()["element"].sub(_masked_pair, text)
     return mask_urls(text)

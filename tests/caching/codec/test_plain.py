@@ -192,6 +192,16 @@ class Rights(enum.Flag):
     WRITE = 2
 
 
+class Links(pydantic.BaseModel):
+    home: pydantic.HttpUrl
+    other: pydantic.AnyUrl
+    seen: dt.datetime
+
+
+class Root(pydantic.RootModel[list[Links]]):
+    pass
+
+
 class Model(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="allow")
     id: uuid.UUID
@@ -221,6 +231,7 @@ OBJECTS = [
     {Place("d", Point(7, 8)): Colour.RED},
     model,
     City("Rome", 3),
+    Root([Links(home="https://x.y", other="ftp://a/b?c", seen="2026-01-02T03:04:05.6+05:30")]),
 ]
 
 
@@ -229,6 +240,7 @@ def test_objects_come_back_field_by_field(value: Any) -> None:
     made = back(value)
     assert type(made) is type(value)
     assert made == value
+    assert back(made) == value
 
 
 def test_a_model_comes_back_with_what_is_beside_its_fields() -> None:
@@ -284,6 +296,29 @@ class Ended:
     def __del__(self) -> None: ...
 
 
+@dataclasses.dataclass
+class Slotted:
+    __slots__ = ("path", "size")
+    path: str
+
+
+class Unset(pydantic.BaseModel):
+    path: str
+    size: int = 1
+
+
+def slotted() -> Slotted:
+    made = Slotted("x")
+    made.size = 1
+    return made
+
+
+def unset() -> Unset:
+    made = Unset(path="x", size=2)
+    del made.size
+    return made
+
+
 def extra() -> Order:
     order = Order("x")
     order.more = 1  # type: ignore[attr-defined]
@@ -292,7 +327,8 @@ def extra() -> Order:
 
 # fmt: off
 NOT_PLAIN = [
-    OwnWays("x"), Ended("x"), extra(), dataclasses.make_dataclass("Local", ["a"])(1),
+    OwnWays("x"), Ended("x"), extra(), slotted(), unset(), Unset.model_construct(),
+    dataclasses.make_dataclass("Local", ["a"])(1),
     object(), int, len, ValueError("x"), memoryview(b"x"), Text("x"), re.compile("x"), types.SimpleNamespace(a=1),
     Dict(a=1), Float(1), Date(2026, 1, 1), Impostor(), msgpack.ExtType(1, b""), msgpack.Timestamp(1),
     collections.UserDict(a=1),

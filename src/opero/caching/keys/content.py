@@ -23,7 +23,7 @@ from opero.caching.plain_types import (
     field_names,
     module_name,
     own_dict,
-    slots_of,
+    state_of,
 )
 from opero.utils.lazy import NamedTuple
 
@@ -267,11 +267,7 @@ def _core(value: Any, kind: type) -> tuple[type, object]:
 
 def _state(value: Any, kind: type, base: type) -> dict[str, object]:
     """What a subclass adds to its base: the instance's dict and slots."""
-    state: dict[str, object] = {}
-    for name, member in slots_of(kind.__mro__[: kind.__mro__.index(base)]).items():
-        with contextlib.suppress(AttributeError):  # a slot may be empty
-            state[name] = member.__get__(value)
-    return state | own_dict(value)
+    return state_of(value, kind.__mro__[: kind.__mro__.index(base)])
 
 
 def _within(kind: type, core: object) -> object:
