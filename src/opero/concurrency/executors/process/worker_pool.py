@@ -12,7 +12,6 @@ import math
 import os
 import pickle
 import select
-import signal
 import sys
 import threading
 import time
@@ -43,6 +42,7 @@ from opero.concurrency.executors.process.session import (
     UP,
 )
 from opero.concurrency.executors.process.start import (
+    KILLED,
     PAGE,
     ForkServer,
     choose_method,
@@ -183,7 +183,7 @@ class ProcessEngine:
 
     def _count_failed_start(self, said: str, exitcode: int | None) -> None:
         # The exit code of one that has died with its server is not known.
-        killed = exitcode in (-signal.SIGKILL, -signal.SIGTERM) or (exitcode is None and not said)
+        killed = exitcode in KILLED or (exitcode is None and not said)
         now = time.monotonic()
         if killed:
             time.sleep(_PAUSE)
