@@ -16,9 +16,9 @@ import pytest
 from tests.tables import rows
 
 from opero import opero
-from opero.core.function import FunctionInfo, unwrap_partial
+from opero.core.function import FunctionInfo
 from opero.errors import OperoUsageError
-from opero.utils.parameters import ANYTHING, NoDefault, stars, write_parameters
+from opero.utils.parameters import ANYTHING, NoDefault, stars, unwrap_partial, write_parameters
 
 pytestmark = pytest.mark.internal
 

@@ -7,12 +7,12 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from opero.core.function import ClassMethod, FunctionInfo, Method, unwrap_partial
+from opero.core.function import ClassMethod, FunctionInfo, Method
 from opero.core.pipeline import Pipeline
 from opero.core.wrapper import make_call, make_wrapper
 from opero.errors import OperoUsageError
 from opero.utils.lazy import NamedTuple
-from opero.utils.parameters import NoDefault, stars
+from opero.utils.parameters import NoDefault, stars, unwrap_partial
 from opero.utils.secrets import looks_secret, mask_url
 from opero.utils.units import format_seconds
 

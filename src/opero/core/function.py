@@ -20,8 +20,8 @@ from opero.utils.parameters import (
     VAR_POSITIONAL,
     Parameter,
     called_parameters,
-    is_bare,
     shown_parameters,
+    unwrap_partial,
 )
 
 if TYPE_CHECKING:
@@ -192,35 +192,25 @@ def used_up(name: str) -> str:
     return f"{name} is an iterator or file, which the first call may have used up: give a list, or retries=0"
 
 
-def unwrap_partial(fn: Callable[..., Any]) -> Any:
-    """Return what stands inside all layers of `functools.partial`: it has the name and the docs."""
-    while isinstance(fn, functools.partial):
-        fn = fn.func
-    return fn
-
-
-_KINDS: Final[dict[int, Kind]] = {0x20: "generator", 0x80: "async", 0x200: "async_generator"}
-"""By the flag of the code (`inspect.CO_GENERATOR`, `CO_COROUTINE`, `CO_ASYNC_GENERATOR`)."""
+_ITERATORS: Final[dict[int, Kind]] = {0x20: "generator", 0x200: "async_generator"}
+"""By the flag of the code (`inspect.CO_GENERATOR`, `CO_ASYNC_GENERATOR`)."""
 
 
 def _kind(fn: Callable[..., Any]) -> Kind:
+    if is_async_function(fn):
+        return "async"
     target = unwrap_partial(fn)
-    if is_bare(target):
-        flags = target.__code__.co_flags
-        for flag, kind in _KINDS.items():
-            if flags & flag:
-                return kind
-        return "sync"
-    import inspect
+    if not isinstance(target, types.FunctionType):
+        import inspect
 
-    if not (inspect.isroutine(target) or inspect.isclass(target)):
-        # An object is called through its class, so that is where `async def __call__` shows.
-        target = type(target).__call__
-    if inspect.isasyncgenfunction(target):
-        return "async_generator"
-    if inspect.isgeneratorfunction(target):
-        return "generator"
-    return "async" if is_async_function(fn) else "sync"
+        if not (inspect.isroutine(target) or inspect.isclass(target)):
+            # An object is called through its class, so that is where its kind shows.
+            target = type(target).__call__
+    flags = getattr(getattr(target, "__code__", None), "co_flags", 0)
+    for flag, kind in _ITERATORS.items():
+        if flags & flag:
+            return kind
+    return "sync"
 
 
 if TYPE_CHECKING:

@@ -100,9 +100,8 @@ class _Declared:
             setattr(cls, name, one.default)
 
     def __init__(self, **values: Any) -> None:
+        checks.names(type(self).__name__, values, self.declared)
         for name, value in values.items():
-            if name not in self.declared:
-                raise TypeError(f"{type(self).__name__}() has no option {name!r}")
             checks.apply(self.declared[name].check, name, value)
         vars(self).update(values, given=frozenset(values))
         self.__post_init__()

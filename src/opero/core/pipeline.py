@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from opero import events
 from opero.core.deadline import Deadline, current_deadline
 from opero.core.failures import Report
-from opero.core.function import Stats, unwrap_partial
+from opero.core.function import Stats
 from opero.core.invoke import AwaitableResult, Invoke
 from opero.core.retry import Retry, RetryPolicy
 from opero.core.stream import AsyncStream, Stream
@@ -25,7 +25,7 @@ from opero.errors import OperoUsageError, Rejected
 from opero.events.bus import Emitter
 from opero.utils import ambient
 from opero.utils.ambient import Run, switch
-from opero.utils.parameters import VAR_KEYWORD, stars
+from opero.utils.parameters import VAR_KEYWORD, stars, unwrap_partial
 from opero.utils.units import parse_seconds
 
 if TYPE_CHECKING:

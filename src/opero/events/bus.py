@@ -13,6 +13,7 @@ from opero.errors import OperoUsageError
 from opero.utils.ambient import running_loop, switch
 from opero.utils.async_utils import is_async_function
 from opero.utils.checks import is_whole
+from opero.utils.parameters import unwrap_partial
 
 if TYPE_CHECKING:
     from opero.events.delivery import DeliveryQueue
@@ -366,8 +367,5 @@ def _needs_a_loop(handler: Handler) -> bool:
     """Return whether a handler can only be called on an event loop, as far as can be seen from outside."""
     if is_async_function(handler):
         return True
-    plain: Any = handler
-    while isinstance(plain, functools.partial):
-        plain = plain.func
-    code = getattr(plain, "__code__", None)
+    code = getattr(unwrap_partial(handler), "__code__", None)
     return code is not None and not _NEEDS_A_LOOP.isdisjoint(code.co_names)

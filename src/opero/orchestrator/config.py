@@ -1,6 +1,8 @@
 # this_file: src/opero/orchestrator/config.py
 """Configure an `Orchestrator`: objects that are checked when made or changed, and turned into options of `@opero`."""
 
+# ruff: noqa: RUF009 - what `_checked` and `_part` return is a field of its own for each class
+
 from __future__ import annotations
 
 import dataclasses
@@ -47,15 +49,15 @@ class Configuration:
         object.__setattr__(self, name, value)
 
 
-def _by(check: checks.Check) -> dict[str, checks.Check]:
-    """Return the metadata of a field that is checked so."""
-    return {"check": check}
+def _checked(default: Any, check: checks.Check) -> Any:
+    """Declare a field that is checked so; to type checkers it is the default."""
+    return field(default=default, metadata={"check": check})
 
 
-def _part(kind: type) -> dict[str, checks.Check]:
-    """Return the metadata of a field that is another configuration, or None."""
+def _part(kind: type) -> Any:
+    """Declare a field that is another configuration, or None."""
     wanted = f"a {kind.__name__}: write {kind.__name__}(...)"
-    return _by(checks.none_or(checks.must_be(wanted, lambda value: isinstance(value, kind))))
+    return _checked(None, checks.none_or(checks.must_be(wanted, lambda v: isinstance(v, kind))))
 
 
 _seconds: Final = checks.must_be(
@@ -104,14 +106,14 @@ class RetryConfig(Configuration):
         2
     """
 
-    max_attempts: int = field(default=3, metadata=_by(checks.whole(1)))
-    wait_min: Duration = field(default=1.0, metadata=_by(checks.duration))
-    wait_max: Duration = field(default=60.0, metadata=_by(checks.duration))
-    wait_multiplier: float = field(default=1.0, metadata=_by(_seconds))
-    retry_exceptions: type[BaseException] | tuple[type[BaseException], ...] = field(
-        default=(Exception,), metadata=_by(checks.failure_filter)
+    max_attempts: int = _checked(3, checks.whole(1))
+    wait_min: Duration = _checked(1.0, checks.duration)
+    wait_max: Duration = _checked(60.0, checks.duration)
+    wait_multiplier: float = _checked(1.0, _seconds)
+    retry_exceptions: type[BaseException] | tuple[type[BaseException], ...] = _checked(
+        (Exception,), checks.failure_filter
     )
-    reraise: bool = field(default=True, metadata=_by(checks.boolean))
+    reraise: bool = _checked(True, checks.boolean)
 
     def __post_init__(self) -> None:
         if isinstance(wanted := cast("Any", self.retry_exceptions), list):
@@ -155,7 +157,7 @@ class RateLimitConfig(Configuration):
         {'rate_limit': 10.0}
     """
 
-    rate: Any = field(metadata=_by(_limited))
+    rate: Any = field(metadata={"check": _limited})
 
     def as_options(self) -> dict[str, Any]:
         """Return the options of `@opero` that do this."""
@@ -174,7 +176,7 @@ class ConcurrencyConfig(Configuration):
         {'concurrency': 5}
     """
 
-    limit: int | None = field(default=None, metadata=_by(checks.none_or(checks.whole(1))))
+    limit: int | None = _checked(None, checks.none_or(checks.whole(1)))
 
     def as_options(self) -> dict[str, Any]:
         """Return the options of `@opero` that do this."""
@@ -196,10 +198,8 @@ class MultiprocessConfig(Configuration):
         {'mode': 'process', 'workers': 2}
     """
 
-    max_workers: int | None = field(default=4, metadata=_by(checks.none_or(checks.whole(1))))
-    backend: Backend | None = field(
-        default="pathos", metadata=_by(checks.none_or(checks.one_of(*get_args(Backend))))
-    )
+    max_workers: int | None = _checked(4, checks.none_or(checks.whole(1)))
+    backend: Backend | None = _checked("pathos", checks.none_or(checks.one_of(*get_args(Backend))))
 
     @property
     def workers(self) -> int:
@@ -243,22 +243,20 @@ class OrchestratorConfig(Configuration):
         OrchestratorConfig(rate_limit_config=RateLimitConfig(rate=10), options={'timeout': 5})
     """
 
-    retry_config: RetryConfig | None = field(default=None, metadata=_part(RetryConfig))
-    rate_limit_config: RateLimitConfig | None = field(default=None, metadata=_part(RateLimitConfig))
-    concurrency_config: ConcurrencyConfig | None = field(
-        default=None, metadata=_part(ConcurrencyConfig)
-    )
-    multiprocess_config: MultiprocessConfig | None = field(
-        default=None, metadata=_part(MultiprocessConfig)
-    )
+    retry_config: RetryConfig | None = _part(RetryConfig)
+    rate_limit_config: RateLimitConfig | None = _part(RateLimitConfig)
+    concurrency_config: ConcurrencyConfig | None = _part(ConcurrencyConfig)
+    multiprocess_config: MultiprocessConfig | None = _part(MultiprocessConfig)
     fallbacks: Callable[..., Any] | Iterable[Callable[..., Any]] = ()
-    logger: EventLogger | None = field(default=None, metadata=_by(checks.none_or(checks.logger)))
+    logger: EventLogger | None = _checked(None, checks.none_or(checks.logger))
     cache: bool = False
     cache_ttl: Duration | None = 3600
     cache_backend: Any = "memory"
     cache_key: Callable[..., object] | None = None
     cache_namespace: str = "opero"
-    options: Mapping[str, Any] = field(default_factory=dict, hash=False, metadata=_by(_options))
+    options: Mapping[str, Any] = field(
+        default_factory=dict, hash=False, metadata={"check": _options}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from opero import events
 from opero.core.failures import attach
-from opero.core.function import unwrap_partial
 from opero.errors import DeadlineError, OperoUsageError
 from opero.events.bus import Emitter
 from opero.orchestrator.config import functions
 from opero.utils.async_utils import ensure_async, is_async_function, run_async
 from opero.utils.checks import function
+from opero.utils.parameters import unwrap_partial
 from opero.utils.steps import BlockingStep, StepLogic, run_sync
 from opero.utils.steps import run_async as run_logic_async
 

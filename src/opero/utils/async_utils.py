@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 from opero.errors import OperoUsageError
 from opero.utils.ambient import require_loop
 from opero.utils.fork import reset_after_fork
-from opero.utils.parameters import is_bare
+from opero.utils.parameters import is_bare, unwrap_partial
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Future, Semaphore
@@ -36,8 +36,7 @@ def is_async_function(fn: Callable[..., Any]) -> bool:
         >>> is_async_function(fetch), is_async_function(len)
         (True, False)
     """
-    while isinstance(fn, functools.partial):
-        fn = fn.func
+    fn = unwrap_partial(fn)
     if is_bare(fn):
         return bool(cast("Any", fn).__code__.co_flags & _IS_COROUTINE)
     import inspect

@@ -10,6 +10,7 @@ from __future__ import annotations
 import keyword
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import CodeType, FunctionType
 from typing import Any, Final
 
@@ -46,6 +47,13 @@ class Parameter(NamedTuple):
 
 
 ANYTHING: Final = (Parameter("args", VAR_POSITIONAL), Parameter("kwargs", VAR_KEYWORD))
+
+
+def unwrap_partial(fn: Callable[..., Any]) -> Any:
+    """Return what stands inside all layers of `functools.partial`: it has the name and the docs."""
+    while isinstance(fn, partial):
+        fn = fn.func
+    return fn
 
 
 def is_bare(fn: object) -> bool:
