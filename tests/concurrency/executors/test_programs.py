@@ -434,6 +434,9 @@ def test_nothing_stays_open_after_many_maps(program: Program, before: str) -> No
         f(range(5))
         next(f.stream(range(100)))
     print(left() == first, repr(first[2]))
+    # Still under way when the interpreter ends.
+    stream = f.stream(range(100))
+    next(stream)
     """
     assert program.run(text, before) == "True ''\n"
 
