@@ -1,5 +1,5 @@
 # this_file: benchmarks/imports.py
-"""What a library costs before its first call returns: milliseconds over the bare interpreter."""
+"""What a library costs before its first call or map returns: milliseconds over the bare interpreter."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from random import Random
 from time import perf_counter
 
 from benchmarks.harness import USERS_ENVIRONMENT, Effort, missing, significant
+from benchmarks.map_work import WORKERS
 from benchmarks.results import Bar, Cell, RowResult, at_most_times
 
 BARE = "bare interpreter"
-_CALL = "\ndef f(x): return x\nf(1)"
+_FUNCTION = "\ndef f(x): return x\n"
+_CALL = f"{_FUNCTION}f(1)"
 _IN_A_NEW_FOLDER = "import tempfile\nnew = tempfile.TemporaryDirectory()"
 _DISK = ("import-first-disk-call",)
+_MAP = ("import-first-map",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,15 +30,17 @@ class Program:
         name: As it stands in the table.
         requires: Top-level modules that must be installed.
         imports: The import line.
-        decorator: The decorator line.
+        decorator: The decorator line, if there is one.
         rows: The rows that it takes part in.
+        call: Calls the function, or maps it.
     """
 
     name: str
     requires: tuple[str, ...]
     imports: str
-    decorator: str
+    decorator: str = ""
     rows: tuple[str, ...] = ("import", "import-first-call")
+    call: str = "f(1)"
 
 
 PROGRAMS = (
@@ -75,6 +80,63 @@ PROGRAMS = (
         "@diskcache.Cache(new.name).memoize()",
         _DISK,
     ),
+    Program(
+        "opero",
+        ("opero",),
+        "from opero import operomap",
+        f"@operomap(mode='process', workers={WORKERS}, cache=False)",
+        _MAP,
+        "f([1])",
+    ),
+    Program(
+        "multiprocessing",
+        (),
+        "import multiprocessing",
+        rows=_MAP,
+        call=f"with multiprocessing.Pool({WORKERS}) as pool: pool.map(f, [1])",
+    ),
+    Program(
+        "concurrent.futures",
+        (),
+        "from concurrent.futures import ProcessPoolExecutor",
+        rows=_MAP,
+        call=f"with ProcessPoolExecutor({WORKERS}) as pool: list(pool.map(f, [1]))",
+    ),
+    Program(
+        "loky",
+        ("loky",),
+        "import loky",
+        rows=_MAP,
+        call=f"with loky.ProcessPoolExecutor({WORKERS}) as pool: list(pool.map(f, [1]))",
+    ),
+    Program(
+        "joblib",
+        ("joblib",),
+        "from joblib import Parallel, delayed",
+        rows=_MAP,
+        call=f"with Parallel(n_jobs={WORKERS}) as parallel: parallel([delayed(f)(1)])",
+    ),
+    Program(
+        "mpire",
+        ("mpire",),
+        "from mpire import WorkerPool",
+        rows=_MAP,
+        call=f"with WorkerPool({WORKERS}) as pool: pool.map(f, [1])",
+    ),
+    Program(
+        "pebble",
+        ("pebble",),
+        "from pebble import ProcessPool",
+        rows=_MAP,
+        call=f"with ProcessPool({WORKERS}) as pool: list(pool.map(f, [1]).result())",
+    ),
+    Program(
+        "twat-mp",
+        ("twat_mp",),
+        "from twat_mp import ProcessPool",
+        rows=_MAP,
+        call=f"with ProcessPool(nodes={WORKERS}) as pool: list(pool.map(f, [1]))",
+    ),
 )
 
 
@@ -87,16 +149,18 @@ class Row:
         source: Makes the program's source.
         peer: The library of the comparison.
         bar: What opero is held to.
+        note: Why another one may be quicker.
     """
 
     title: str
     source: Callable[[Program], str]
     peer: str | None = None
     bar: Bar | None = None
+    note: str = ""
 
 
 def _first_call(program: Program) -> str:
-    return f"{program.imports}\n{program.decorator}{_CALL}"
+    return f"{program.imports}\n{program.decorator}{_FUNCTION}{program.call}"
 
 
 ROWS: Mapping[str, Row] = {
@@ -112,6 +176,13 @@ ROWS: Mapping[str, Row] = {
         lambda program: f"{_IN_A_NEW_FOLDER}\n{_first_call(program)}",
         peer="diskcache",
         bar=at_most_times(2),
+    ),
+    "import-first-map": Row(
+        "import, process map of one item, end of the program, over the bare interpreter",
+        _first_call,
+        peer="multiprocessing",
+        bar=at_most_times(2.5),
+        note="opero and twat-mp are imported, and a server process begun from which workers are forked",
     ),
 }
 
@@ -148,6 +219,7 @@ def measure(name: str, effort: Effort, random: Random) -> RowResult:
         "peer": row.peer,
         "bar": row.bar,
         "candidates": cells,
+        "note": row.note,
     }
 
 

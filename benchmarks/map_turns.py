@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks import map_work as w
 from benchmarks.map_engines import Engine
 
-__all__ = ["Turn", "ahead", "cold", "growth", "once", "skew", "stream", "whole"]
+__all__ = ["Turn", "ahead", "growth", "once", "skew", "stream", "whole"]
 
 _MANY = 1_000_000
 _SLOW = 20_000
@@ -64,11 +64,6 @@ def _timed(run: Callable[[], Sequence[Any]], expected: int) -> float:
     seconds = perf_counter() - began
     assert len(found) == expected
     return seconds * 1e3
-
-
-def cold(engine: Engine) -> float:
-    """Milliseconds to the first result and the end of the pool, imports included."""
-    return _timed(lambda: _in_new_pool(engine, w.trivial, [1]), 1)
 
 
 def skew(engine: Engine) -> float:

@@ -130,14 +130,6 @@ ROWS: Mapping[str, Row] = {
             "what is dispatched one by one has no tail, and costs many times as much for tiny items"
         ),
     ),
-    "map-cold": Row(
-        "process map of one item, first in its program, imports and end included",
-        e.PROCESSES,
-        t.cold,
-        peer="multiprocessing",
-        bar=at_most_times(2.5),
-        note="opero is imported, and a server process begun from which the workers are forked",
-    ),
     "map-second": Row(
         "process map of one item, second in its program, beside a new pool",
         _only(e.PROCESSES, "multiprocessing"),

@@ -77,9 +77,7 @@ def test_large_items_travel_in_chunks_that_stay_small(items: int, weight: int, l
     for _ in range(10):
         chunks.measured(max(items, chunks.size), 0)
         chunks.weighed(items, weight)
-    assert chunks.size >= least
-    assert chunks.size <= LARGEST
-    assert chunks.size == least or chunks.size * weight <= HEAVIEST * items
+    assert chunks.size == min(LARGEST, max(least, HEAVIEST * items // weight))
 
 
 def test_a_size_that_the_user_wants_stays_whatever_items_weigh() -> None:

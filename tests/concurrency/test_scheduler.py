@@ -19,7 +19,7 @@ from opero.concurrency.executors.base import (
     Parked,
     Report,
 )
-from opero.concurrency.scheduler import ChunkSize, ErrorPolicy, Scheduler
+from opero.concurrency.scheduler import HEAVIEST, ChunkSize, ErrorPolicy, Scheduler
 
 pytestmark = [pytest.mark.internal, pytest.mark.timeout(120)]
 
@@ -101,6 +101,7 @@ class RandomExecutor:
 
 def charge(item: Any, parked: Parked | None, lost: Lost, now: float) -> ItemOutcome:
     assert item == POISON, "another item is blamed"
+    assert (lost.why, now >= 0) == ("crash", True)
     attempts = parked.attempts if parked else 1
     if attempts < 2:
         return ItemOutcome(retry_in=0.5, parked=Parked(attempts=attempts + 1))
@@ -222,7 +223,8 @@ def test_a_known_culprit_costs_no_other_item_anything() -> None:
     partial = Done(chunk.id, range(1), ["a"], {}, 0.0)
     (first,) = scheduler.take([partial, Lost(chunk.id, range(1, 4), 2, "crash")], 0.0)
     assert first.items == ["a"]
-    assert [run_chunk(scheduler, slots=3).items for _ in range(2)] == [["b"], ["d"]]
+    others = [run_chunk(scheduler, slots=3) for _ in range(2)]
+    assert [(other.items, other.attempt) for other in others] == [(["b"], 0), (["d"], 0)]
 
 
 def test_reports_of_a_chunk_that_is_gone_are_ignored() -> None:
@@ -274,16 +276,17 @@ def test_too_many_failures_stop_the_map_and_keep_what_is_done() -> None:
     assert scheduler.done
 
 
-def test_items_that_pause_leave_their_place_to_others() -> None:
+@pytest.mark.parametrize("pause", [5.0, 0.0])
+def test_items_that_pause_leave_their_place_to_others(pause: float) -> None:
     scheduler = scheduler_of(ordered=False)
     scheduler._size = ChunkSize(target_s=0.03, fixed=1)
     feed(scheduler, ["a", "b"])
     assert scheduler.room(2) == 0
     chunk = run_chunk(scheduler)
-    parked = ItemOutcome(retry_in=5.0, parked=Parked(attempts=2))
+    parked = ItemOutcome(retry_in=pause, parked=Parked(attempts=2))
     assert scheduler.take([done(chunk, {0: parked})], 10.0)[0].items == []
     assert scheduler.room(2) == 1
-    assert scheduler.next_due() == 15.0
+    assert scheduler.next_due() == 10.0 + pause
     assert run_chunk(scheduler).items == ["b"]
 
 
@@ -335,19 +338,21 @@ def test_what_comes_back_of_a_slow_chunk_is_shared_out_whatever_size_is_wanted()
     chunk = run_chunk(scheduler, 4)
     scheduler.take([Lost(chunk.id, range(1, 9), None, "slow")], 0.0)
     assert scheduler.in_flight == 1, "its first item is at work still"
-    assert [run_chunk(scheduler, 4).items for _ in range(3)] == [[1, 2], [3, 4], [5]]
+    parts = [run_chunk(scheduler, 4) for _ in range(3)]
+    assert [(part.items, part.attempt) for part in parts] == [([1, 2], 0), ([3, 4], 0), ([5], 0)]
     scheduler.take([Done(chunk.id, range(1), [0], {}, 0.0)], 0.0)
     assert scheduler.in_flight == 3
 
 
 def test_items_that_died_with_others_are_tried_again_alone_before_one_is_blamed() -> None:
-    scheduler = scheduler_of(ordered=False)
-    feed(scheduler, [POISON])
+    scheduler = scheduler_of(ordered=False, size=ChunkSize(target_s=0.03, fixed=2))
+    feed(scheduler, [POISON, POISON])
     chunk = run_chunk(scheduler)
     assert scheduler.take([lost(chunk, only_chunk=False)], 0.0) == []
-    again = run_chunk(scheduler)
-    assert (again.items, again.attempt) == ([POISON], 1)
-    scheduler.take([lost(again)], 0.0)
+    again = run_chunk(scheduler, slots=4)
+    assert (again.items, again.attempt) == ([POISON, POISON], 1), "whole, however many are idle"
+    assert scheduler.next_due() is None
+    scheduler.take([lost(again, 0), lost(again, 1)], 0.0)
     assert scheduler.next_due() == 0.5
 
 
@@ -407,7 +412,9 @@ def test_a_stopped_map_hands_out_what_is_done_behind_a_gap() -> None:
     for batch in scheduler.take([done(second), done(fourth), done(first, pauses)], 0.0):
         scheduler.finish(batch)
     assert scheduler.hand_out() is None, "the first one may still come"
+    assert scheduler.next_due() == 5.0
     scheduler.stop("enough")
+    assert scheduler.next_due() is None
     assert scheduler.hand_out() is None, "the third one is at work"
     for batch in scheduler.take([done(third)], 0.0):
         scheduler.finish(batch)
@@ -433,13 +440,35 @@ def test_items_whose_pause_is_over_go_together_soonest_first_up_to_the_size() ->
 
 def test_each_failure_is_counted_once() -> None:
     scheduler = scheduler_of(ordered=False, size=ChunkSize(target_s=0.03, fixed=3))
-    feed(scheduler, list("abcdefghi"))
+    feed(scheduler, list("abcdefghijkl"))
     counted = []
-    for odd in ({}, {1: ItemOutcome(error=KeyError())}, {}):
+    retried, failed = ItemOutcome(value="A", attempts=2), ItemOutcome(error=KeyError())
+    for odd in ({}, {}, {0: retried, 1: failed, 2: failed}, {}):
         for batch in scheduler.take([done(run_chunk(scheduler), odd)], 0.0):
             scheduler.finish(batch)
         counted.append((scheduler.errors.finished, scheduler.errors.failed))
-    assert counted == [(3, 0), (6, 1), (9, 1)]
+    assert counted == [(3, 0), (6, 0), (9, 2), (12, 2)]
+
+
+def test_an_error_that_stop_on_names_stops_the_map() -> None:
+    scheduler = scheduler_of(ordered=False)
+    scheduler.errors.stop_on = OSError
+    feed(scheduler, ["a"])
+    odd = {0: ItemOutcome(error=TimeoutError())}
+    for batch in scheduler.take([done(run_chunk(scheduler), odd)], 0.0):
+        scheduler.finish(batch)
+    assert scheduler.stopped == "an item failed with TimeoutError, and stop_on ends the map there"
+
+
+def test_what_the_items_of_a_chunk_took_and_weighed_sets_the_next_size() -> None:
+    scheduler = scheduler_of(ordered=False)
+    scheduler._size.size = 2
+    feed(scheduler, list("abcd"))
+    first, second = run_chunk(scheduler, 2), run_chunk(scheduler, 2)
+    scheduler.take([Done(first.id, range(2), ["a", "b"], {}, 0.006)], 0.0)
+    assert scheduler._size.size == 8, "four times as many, towards the ten that take the target"
+    scheduler.take([Done(second.id, range(2), ["c", "d"], {}, 0.0, weight=HEAVIEST)], 0.0)
+    assert scheduler._size.size == 2, "as many as are not too heavy together"
 
 
 # --- failed items ---------------------------------------------------------------------------------

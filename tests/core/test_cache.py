@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import dataclasses
 import gc
 import json
 import os
@@ -984,11 +985,17 @@ def test_arguments_of_leader_and_followers_die_with_a_shared_failure():
     assert [watch() for watch in watches] == [None] * 3
 
 
+@dataclasses.dataclass(frozen=True)
+class FrozenError(Exception):
+    code: int = 3
+
+
 @pytest.mark.asyncio
-async def test_a_failure_shared_by_tasks_makes_no_cycle(no_gc):
+@pytest.mark.parametrize("kind", [ValueError, FrozenError])
+async def test_a_failure_shared_by_tasks_makes_no_cycle(no_gc, kind):
     async def fail(x):
         await asyncio.sleep(0)
-        raise ValueError
+        raise kind
 
     f = Cached(fail, cache_ignore=("x",))
     watches: list[Any] = []
@@ -996,7 +1003,7 @@ async def test_a_failure_shared_by_tasks_makes_no_cycle(no_gc):
     async def caller() -> None:
         big = Big()
         watches.append(weakref.ref(big))
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(kind):
             await f(big)
 
     for task in [asyncio.create_task(caller()) for _ in range(3)]:

@@ -16,7 +16,7 @@ import tenacity
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opero import opero
+from opero import RetryBudget, opero
 from opero.core.call import Call, RetryParked
 from opero.core.retry import RetryPolicy, RetryState, grown, is_retry_error, retry_error
 from opero.errors import (
@@ -210,6 +210,11 @@ def test_no_caller_ever_sees_the_signal(face: Any) -> None:
         pytest.fail("the signal got out")
 
 
+def test_a_policy_says_which_errors_it_retries() -> None:
+    policy = RetryPolicy(retry_on=KeyError)
+    assert [policy.retries_on(error) for error in (KeyError(), ValueError())] == [True, False]
+
+
 def test_before_the_first_failure_no_time_has_passed() -> None:
     assert RetryState(RetryPolicy(), start_time=5.0).seconds_since_start == 0.0
 
@@ -249,6 +254,23 @@ def test_a_pause_that_is_too_long_parks_the_call_which_goes_on_later(awaits: boo
     assert (call.attempts, call.calls) == (2, 1)
     assert run(fetch.__opero__, call) == "ok"
     assert (call.attempts, call.calls, call.slept) == (2, 2, 60.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "started"),
+    [
+        ({"stop": tenacity.stop_after_attempt(2)}, 5.0),
+        ({"retry_budget": RetryBudget()}, None),
+    ],
+    ids=["known", "not asked for"],
+)
+def test_the_clock_is_read_before_an_attempt_only_where_the_start_is_asked_for(
+    options: dict[str, Any], started: float | None
+) -> None:
+    fetch, call = opero(cache=False, **options)(lambda: "ok"), Call((), {})
+    call.started = started
+    assert run(fetch.__opero__, call) == "ok"
+    assert call.started == started
 
 
 @pytest.mark.parametrize("awaits", [False, True])

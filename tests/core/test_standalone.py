@@ -101,6 +101,21 @@ def test_cache_alone_caches() -> None:
     assert (fetch(), fetch(), fetch.stats.calls) == (5, 5, 1)
 
 
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({}, "1 + 3 attempts on any error but final answers, pause 0.1 s to 0.15, 0.225, 0.338 s"),
+        ({"min_delay": 20, "jitter": False}, ", pause 20, 30, 30 s"),
+        (
+            {"backoff_factor": 3, "min_delay": 1, "max_delay": 2, "retry_on": KeyError},
+            "1 + 3 attempts on KeyError, pause 1 s to 2, 2, 2 s",
+        ),
+    ],
+)
+def test_retry_alone_explains_its_options(options: dict[str, Any], line: str) -> None:
+    assert f"{line}\n" in str(get_retry_decorator(**options)(flaky("ok")).explain())
+
+
 def test_retry_alone_does_not_cache(clock: FakeClock) -> None:
     fetch = get_retry_decorator()(flaky("ok", failures=1))
     assert (fetch(), fetch(), fetch.stats.calls) == ("ok", "ok", 3)

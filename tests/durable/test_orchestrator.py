@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -565,6 +566,39 @@ def test_resumed_workflow_repeats_only_what_failed(orchestrator: Orchestrator) -
     assert orchestrator.result(found, timeout=60) == "ok"
     assert calls == ["first", "second", "second"]
     assert not orchestrator.resume(found)
+
+
+@dataclass(frozen=True)
+class FrozenError(Exception):
+    code: int
+
+
+def test_a_recorded_error_has_its_context_again_whatever_its_class_refuses(
+    orchestrator: Orchestrator,
+) -> None:
+    caught: list[Any] = []
+    shaky = activity(flaky("ok", failures=1))
+
+    @activity
+    def refuse() -> None:
+        try:
+            raise KeyError("behind")
+        except KeyError:
+            raise FrozenError(7)  # noqa: B904 - the context is what is tested
+
+    @workflow
+    def refused() -> Any:
+        try:
+            refuse()
+        except FrozenError as error:
+            caught.append((error.code, repr(error.__context__)))
+        return shaky()
+
+    found = orchestrator.invoke_workflow("refused")
+    orchestrator.wait(found)
+    orchestrator.resume(found)
+    assert orchestrator.result(found, timeout=60) == "ok"
+    assert caught == [(7, "KeyError('behind')")] * 2
 
 
 def test_fork_keeps_the_steps_before(orchestrator: Orchestrator) -> None:

@@ -9,9 +9,11 @@ import gc
 import inspect
 import os
 import pickle
+import random
 import signal
 import threading
 import weakref
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -27,7 +29,15 @@ from opero.errors import (
     OperoUsageError,
     Rejected,
 )
-from opero.limits.breaker_state import FREE, STEPS, BreakerRules, BreakerState, Transition
+from opero.limits.breaker_state import (
+    FREE,
+    STEPS,
+    BreakerRules,
+    BreakerState,
+    CallWindow,
+    Transition,
+)
+from opero.limits.windows import new_cells
 
 if TYPE_CHECKING:
     from opero.events import CircuitChanged
@@ -98,6 +108,16 @@ def test_a_count_window_trips_exactly_when_brute_force_does(
         if trips:
             return
         assert state.sums(0.0) == (len(last), sum(last))
+
+
+def test_a_window_of_many_calls_counts_the_last_ones() -> None:
+    window, last = CallWindow(130), deque[int](maxlen=130)
+    assert [CallWindow(length).size for length in (1, 62, 63, 124)] == [3, 3, 4, 4]
+    cells, rng = new_cells(window.size), random.Random(1)
+    for _ in range(400):
+        last.append(int(rng.random() < 0.3))
+        window.add(cells, 0.0, 1, last[-1])
+        assert window.sums(cells, 0.0) == (len(last), sum(last))
 
 
 @given(
@@ -314,8 +334,8 @@ def test_the_repr_shows_the_state(clock: FakeClock) -> None:
     succeed(rated)
     fail(rated)
     assert repr(rated) == "<CircuitBreaker 'routes' closed, 1 failure of 2>"
-    assert "closed" in repr(rated.acquire())
-    assert "disabled" in repr(FREE)
+    assert repr(rated.acquire()) == "<Permit of a closed circuit>"
+    assert repr(FREE) == "<Permit of a disabled circuit>"
 
 
 def test_all_options_are_handed_on_with_the_defaults_that_the_signature_shows() -> None:

@@ -249,11 +249,6 @@ def test_each_part_is_made_again_from_its_signature(rule):
     assert found == list(rule.parts)
 
 
-@pytest.mark.parametrize("signature", [(0, 0, 0, 0), (4, 0, 1, 0), (5, 0, 0, 0), (9, 1, 1, 1), ()])
-def test_nonsense_is_no_signature(signature):
-    assert part_of(signature) is None
-
-
 @pytest.mark.parametrize("rule", LIMITS, ids=str)
 def test_no_damage_lifts_or_holds_up_a_limit_for_longer_than_a_period_once_repaired(rule):
     for part in range(len(rule.parts)):

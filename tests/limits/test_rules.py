@@ -7,14 +7,17 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.tables import rows
 
 from opero.errors import OperoUsageError
-from opero.limits.gcra import SECOND, Gcra, Rule, gcra_for
+from opero.limits.gcra import NEVER, SECOND, Gcra, Rule, check_period, gcra_for
 from opero.limits.limiter_state import LimiterState
 from opero.limits.windows import (
     LARGEST_WINDOW,
+    CombinedLimit,
     CostWindow,
     SlidingWindow,
+    SpendCap,
     StepWindow,
     new_cells,
     part_of,
@@ -197,9 +200,57 @@ def test_a_rule_can_be_made_again_from_its_signature(rule):
     assert part_of(rule.signature) == rule
 
 
-@pytest.mark.parametrize("signature", [(0, 0, 0, 0), (1, 0, 1, 1), (2, 5, 0, 0), (3, 1, 1, 1)])
+@pytest.mark.parametrize(
+    "signature",
+    [(1, 1, 1, 0), (2, 1, 1, 0), (2, 1, LARGEST_WINDOW, 0), (4, 1, 1, 0), (5, 1, 0, 0)],
+)
+def test_the_smallest_and_the_largest_numbers_of_a_signature_are_a_rule(signature):
+    part = part_of(signature)
+    assert part is not None
+    assert part.signature == signature
+
+
+@rows(
+    "signature",
+    [
+        (0, 1, 1, 1), (3, 1, 1, 1), (1, 0, 1, 1), (1, 1, 0, 1), (1, 1, 1, -1), (2, 0, 1, 0), (2, 5, 0, 0),
+        (2, 5, LARGEST_WINDOW + 1, 0), (4, 0, 1, 0), (4, 1, 0, 0), (5, 0, 0, 0), (9, 1, 1, 1), (),
+    ],
+)  # fmt: skip
 def test_nonsense_is_no_signature(signature):
     assert part_of(signature) is None
+
+
+TOGETHER = CombinedLimit((Gcra(1000, 256, 128), SlidingWindow(1280, 4), SpendCap(5)))
+
+
+@rows(
+    ("rule", "spacing", "late", "longest_wait"),
+    [
+        (Gcra(1000, 256, 128), 256, 130, 256),
+        (SlidingWindow(1280, 4), 0, 10, 1280),
+        (CostWindow(1280, 5), 0, 10, 1320),
+        (SpendCap(5), 0, NEVER, 0),
+        (TOGETHER, 256, 10, 1280),
+    ],
+)
+def test_a_rule_says_what_a_waiter_needs(rule, spacing, late, longest_wait):
+    assert (rule.spacing, rule.late, rule.longest_wait) == (spacing, late, longest_wait)
+    assert isinstance(rule.late, int)
+
+
+@rows(
+    ("rule", "gap"),
+    [
+        (Gcra(1000, 256, 128), 0),
+        (SlidingWindow(1280, 4), 320),
+        (CostWindow(1280, 5), 12),
+        (SpendCap(5), 0),
+        (TOGETHER, 320),
+    ],
+)
+def test_a_rule_says_how_far_apart_calls_are_kept_after_a_pause(rule, gap):
+    assert rule.before_pause(rule.new_state(), 10_000, 10_000) == gap
 
 
 class Interrupted(list[int]):
@@ -241,11 +292,21 @@ def test_a_quota_too_large_to_count_is_refused():
     assert isinstance(rule_for(Rate(LARGEST_WINDOW + 1, 86400), 1, True), Gcra)
 
 
-def test_a_rate_too_slow_for_a_clock_is_refused():
-    with pytest.raises(OperoUsageError, match="too slow"):
-        rule_for(Rate(1e-12, 1), 1, None)
-    with pytest.raises(OperoUsageError, match="too slow"):
-        gcra_for(Rate(1, 1000 * 86400), burst=20)
+@rows(("rate", "burst"), [(Rate(1e-12, 1), 1), (Rate(1, 1000 * 86400), 20), (Rate(1, 1 << 62), 0)])
+def test_a_rate_too_slow_for_a_clock_is_refused(rate, burst):
+    fix = r"too slow for a clock: name a shorter period or a larger number\.$"
+    with pytest.raises(OperoUsageError, match=fix):
+        gcra_for(rate, burst)
+
+
+@rows(
+    ("period", "burst", "nanoseconds"),
+    [(1e-10, 0, 1), (1e-9, 0, 1), (60, 0, 60 * SECOND)]
+    # The longest that a clock has room for.
+    + [((1 << 60) // (burst + 1) / SECOND, burst, (1 << 60) // (burst + 1)) for burst in (0, 1)],
+)
+def test_a_period_is_whole_nanoseconds(period, burst, nanoseconds):
+    assert check_period(Rate(1, period), burst) == nanoseconds
 
 
 # --- slots ----------------------------------------------------------------------------------------

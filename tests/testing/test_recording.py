@@ -169,6 +169,20 @@ def test_a_failure_is_raised_again(face: Any, tape: Path, error: Exception) -> N
     assert f.stats.calls == 3
 
 
+class MuteError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+def test_a_failure_without_a_text_is_raised_again(tape: Path) -> None:
+    f = opero(cache=False)(flaky(None, failures=9, error=MuteError(7)))
+    with record(tape), pytest.raises(MuteError):
+        f()
+    with replay(tape), pytest.raises(MuteError) as caught:
+        f()
+    assert caught.value.args == (7,)
+
+
 def test_a_replay_neither_waits_nor_retries(tape: Path) -> None:
     f = opero(cache=False, retries=3, min_delay=20, rate_limit="1/minute")(flaky("ok", failures=2))
     with fake_clock(), record(tape):

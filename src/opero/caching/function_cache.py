@@ -29,7 +29,7 @@ from opero.caching.single_flight import (
 )
 from opero.errors import Rejected, StoreError, UnkeyableError
 from opero.utils import ambient
-from opero.utils.exceptions import copy_error
+from opero.utils.exceptions import copy_error, set_directly
 from opero.utils.lazy import NamedTuple
 from opero.utils.steps import BlockingStep
 from opero.utils.units import format_bytes, format_seconds, parse_seconds, parse_size
@@ -379,7 +379,7 @@ class FunctionCache:
         finally:
             # `raise` has put there what the caller is handling just now; what went before matters
             # more.
-            error.__context__ = context
+            set_directly(error, "__context__", context)
             del error, context, verdict
 
     # --- what threads and event loops do alike ----------------------------------------------------

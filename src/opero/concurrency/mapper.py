@@ -14,9 +14,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from opero.concurrency.executors.base import MapJob, recording
 from opero.concurrency.item_runner import judge_lost
-from opero.concurrency.loop import MapRun, run_map, run_map_async, stream_map, stream_map_async
-from opero.concurrency.report import Progress, make_bar
-from opero.concurrency.scheduler import ChunkSize, ErrorPolicy, Scheduler
 from opero.core.deadline import current_deadline
 from opero.core.decorate import build_function, decorate, explain, place_in_class, with_changes
 from opero.core.options import Options
@@ -29,7 +26,8 @@ from opero.utils.units import parse_seconds, parse_size
 if TYPE_CHECKING:
     from opero.concurrency.checkpoint import OpenCheckpoint
     from opero.concurrency.executors.base import ItemRecorder
-    from opero.concurrency.loop import Returns
+    from opero.concurrency.loop import MapRun, Returns
+    from opero.concurrency.scheduler import Scheduler
     from opero.core.decorated import Explanation
     from opero.core.options import MapOptions
 
@@ -166,6 +164,15 @@ class Mapper:
             if recorder is not None:
                 recorders, enter = (recorder,), recorder.enter
                 mode = choose_mode(options, awaits=self.awaits, recorded=True)
+        if mode in ("process", "async_process"):
+            from opero.concurrency.executors.process.start import begin_early
+
+            begin_early(options.start_method)
+        # Loaded with the first map, while its fork server begins.
+        from opero.concurrency.loop import MapRun
+        from opero.concurrency.report import Progress, make_bar
+        from opero.concurrency.scheduler import ChunkSize, ErrorPolicy, Scheduler
+
         # A call with a deadline of its own, and one that is being debugged, sleeps where it is.
         stays = options.deadline is not None or mode == "sequential"
         ordered = options.ordered and not collects
@@ -379,9 +386,6 @@ def _make_executor(mode: Mode, options: MapOptions, context: Context, *, on_loop
         # Unless `workers` was given, the executor says how many it has.
         workers = options.workers if "workers" in options.given else None
         return executor_for(options.executor, workers, context)
-    from opero.concurrency.executors.process.start import begin_early
-
-    begin_early(options.start_method)
     from opero.concurrency.executors.process.worker_pool import ProcessEngine
 
     return ProcessEngine(options.workers, method=options.start_method)
@@ -396,10 +400,8 @@ def build_map_function(pipeline: Pipeline, by: str) -> Any:
     one = build_function(pipeline, by)
     first, name = pipeline.info.bound, pipeline.info.name
 
-    def begin(
-        returns: Returns, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Callable[[], MapRun]:
-        """Return what begins a run for the arguments of a call."""
+    def begin(returns: Returns, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Begin a run for the arguments of a call; return what begins it where the function is asynchronous."""
         if len(args) <= first:
             raise TypeError(f"{name}() maps over items and got none: write {name}([…])")
         now = mapper if ambient.tape() is None else _under_replay(mapper)
@@ -408,23 +410,33 @@ def build_map_function(pipeline: Pipeline, by: str) -> Any:
             "after": args[first + 1 :],
             "kwargs": kwargs,
         }
-        return partial(now.begin, args[first], returns, on_loop=mapper.awaits, **given)
+        start = partial(now.begin, args[first], returns, on_loop=mapper.awaits, **given)
+        return start if mapper.awaits else start()
 
     def collected(*args: Any, **kwargs: Any) -> Any:
-        return run_map(begin("list", args, kwargs)())
+        run = begin("list", args, kwargs)
+        from opero.concurrency.loop import run_map
+
+        return run_map(run)
 
     async def acollected(*args: Any, **kwargs: Any) -> Any:
+        from opero.concurrency.loop import run_map_async
+
         return await run_map_async(begin("list", args, kwargs))
 
     def report(*args: Any, **kwargs: Any) -> Any:
         """Run all items and return a `MapResult`: what succeeded, what failed, and whether that is all."""
-        start = begin("report", args, kwargs)
-        return run_map_async(start) if mapper.awaits else run_map(start())
+        run = begin("report", args, kwargs)
+        from opero.concurrency.loop import run_map, run_map_async
+
+        return run_map_async(run) if mapper.awaits else run_map(run)
 
     def stream(*args: Any, **kwargs: Any) -> Any:
         """Return a lazy, closable iterator of results; it reads the input only as far as it must."""
-        start = begin("stream", args, kwargs)
-        return stream_map_async(start) if mapper.awaits else stream_map(start())
+        run = begin("stream", args, kwargs)
+        from opero.concurrency.loop import stream_map, stream_map_async
+
+        return stream_map_async(run) if mapper.awaits else stream_map(run)
 
     def explain_map() -> Explanation:
         """Describe what happens to each item, stage by stage."""

@@ -175,7 +175,7 @@ class ChunkSize:
 
     def part(self, left: int, slots: int) -> int:
         """Return the size of a part of what was given back: it is shared out, whatever size the user wants."""
-        return max(1, min(self.size, ceil(left / max(1, slots))))
+        return min(self.size, ceil(left / slots))
 
     def share(self, left: int, slots: int) -> int:
         """Return the size that spreads the last `left` items evenly.
@@ -322,10 +322,9 @@ class Scheduler:
         waiting = self._again.popleft()
         count = len(waiting.items)
         most = count if waiting.attempt else self._size.part(count, slots)
-        if most < count:
-            self._return(waiting, range(most, count), waiting.attempt)
-            waiting = _some_of(waiting, range(most), waiting.attempt)
-        return self._send(waiting.idx, waiting.items, waiting.parked, waiting.attempt)
+        self._return(waiting, range(most, count), waiting.attempt)
+        part = _some_of(waiting, range(most), waiting.attempt)
+        return self._send(part.idx, part.items, part.parked, part.attempt)
 
     def _wake(self, now: float) -> Chunk:
         idx: list[int] = []
@@ -483,10 +482,7 @@ class Scheduler:
         """Return the next finished items, None if there are none yet."""
         if self._ending and not self._out:
             # What is missing will not come any more.
-            for index in sorted(self._early):
-                run = self._early.pop(index)
-                self._ready.append(run)
-                self._next = index + len(run)
+            self._ready += [self._early.pop(index) for index in sorted(self._early)]
         if not self._ready:
             return None
         batch = self._ready.popleft()

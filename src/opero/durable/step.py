@@ -19,6 +19,7 @@ from typing import Any, Final, cast
 from weakref import WeakKeyDictionary
 
 from opero.concurrency.executors.base import Finished, ItemOutcome
+from opero.core.failures import raise_again
 from opero.durable.records import RECORDED, State, StepRecord, StepState
 from opero.durable.values import Parameters, encode, keepable, pack_error
 from opero.durable.workflow_run import Ending, Unwind, WorkflowRun
@@ -255,13 +256,7 @@ class Step:
         failed = self.record.state is StepState.FAILED
         self.run.notify_step(self.record, replayed=True, error=outcome if failed else None)
         if failed:
-            behind = outcome.__context__
-            try:
-                raise outcome
-            finally:
-                if behind is not None:
-                    # Raising it has put there what the caller is handling.
-                    outcome.__context__ = behind
+            raise_again(outcome)
         return outcome
 
     def pause(self) -> float:

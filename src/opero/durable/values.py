@@ -36,7 +36,7 @@ from opero.caching.plain_types import (
     refuse_alike,
 )
 from opero.errors import ActivityError, OperoUsageError, UnserializableError
-from opero.utils.exceptions import new_error
+from opero.utils.exceptions import LONGEST, new_error, set_directly, take_apart, text_of
 
 _MAX_DEPTH: Final = 200
 _SMALL: Final = 1 << 63
@@ -410,10 +410,6 @@ def _same(value: object, default: object) -> bool:
 
 # --- errors -------------------------------------------------------------------------------------------------------
 
-_LONGEST: Final = 10_000
-"""Characters of a message or a note that are kept."""
-
-
 _LONGEST_CHAIN: Final = 8
 """Errors behind an error that are kept."""
 
@@ -445,13 +441,13 @@ def keepable(error: BaseException, *, chain: bool = True) -> Any:
             made = error.derive(kept)
             made.__notes__ = list(getattr(error, "__notes__", ()))
     if not _survives(made):
-        made = ActivityError(type(error).__name__, str(error)[:_LONGEST])
+        made = ActivityError(type(error).__name__, text_of(error))
     before = made
     for link, behind in _chain(error) if chain else ():
         one = keepable(behind, chain=False)
         name = "__cause__" if type(before) is ActivityError else link
         if getattr(before, name) is not one:
-            BaseException.__setattr__(before, name, one)
+            set_directly(before, name, one)
         before = one
     return made if made is error else made.with_traceback(error.__traceback__)
 
@@ -475,7 +471,7 @@ def _survives(error: BaseException) -> bool:
     """Return whether an error is rebuilt with its type and message."""
     try:
         rebuilt = _rebuilt(json.loads(json.dumps(_packed(error, chain=False))), BaseException)
-        return type(rebuilt) is type(error) and str(rebuilt)[:_LONGEST] == str(error)[:_LONGEST]
+        return type(rebuilt) is type(error) and str(rebuilt)[:LONGEST] == str(error)[:LONGEST]
     except Exception:  # noqa: BLE001 - whatever the class does, the error itself is reported
         return False
 
@@ -489,41 +485,22 @@ def pack_error(error: Exception) -> str:
 
 
 def _packed(error: BaseException, *, chain: bool = True) -> dict[str, Any]:
-    cls = type(error)
-    message = str(error)[:_LONGEST]
-    if isinstance(error, ExceptionGroup):
-        members = [_packed(member, chain=chain) for member in error.exceptions]
-        made_from = args = [encode(error.message)]
-    else:
-        members = None
-        kept = [_encoded(argument) for argument in error.args]
-        # An argument that cannot be kept is replaced by the message: most are responses and requests.
-        args = [encode(message)] if None in kept else [text for text in kept if text is not None]
-        made_from = args
-        if isinstance(error, OSError) and error.filename is not None and len(args) == 2:
-            # It hides the names of files from its arguments.
-            made_from = [*args, encode(str(error.filename))]
-    attributes = {name: _encoded(value) for name, value in vars(error).items()}
-    if hasattr(cls, "__getattr__"):
-        # It may look into what is left out: with the body of an `HTTPError` gone, reading any other name would fail.
-        attributes = {name: text or encode(None) for name, text in attributes.items()}
-    packed = {
-        "made_from": made_from,
+    cls, message = type(error), text_of(error)
+    args, attributes = take_apart(error, encode)
+    if isinstance(error, AttributeError):
+        attributes.pop("obj", None)  # an object of the program's, which pickles leave out too
+    packed: dict[str, Any] = {
         "type": f"{cls.__module__}:{cls.__qualname__}",
         "message": message,
-        "args": args,
-        "attributes": {name: text for name, text in attributes.items() if text is not None},
-        "notes": [str(note)[:_LONGEST] for note in getattr(error, "__notes__", ())],
+        # An argument that cannot be kept is replaced by the message: most are responses and requests.
+        "args": [encode(message)] if None in args else args,
+        "attributes": attributes,
+        "notes": [text_of(note) for note in getattr(error, "__notes__", ())],
         "behind": [(n, _packed(one, chain=False)) for n, one in (_chain(error) if chain else ())],
     }
-    return packed if members is None else {**packed, "members": members}
-
-
-def _encoded(value: object) -> str | None:
-    try:
-        return encode(value)
-    except UnserializableError:
-        return None
+    if isinstance(error, ExceptionGroup):
+        packed["members"] = [_packed(member, chain=chain) for member in error.exceptions]
+    return packed
 
 
 def unpack_error(text: str) -> Exception:
@@ -565,20 +542,14 @@ def _rebuilt(kept: dict[str, Any], base: type[BaseException] = Exception) -> Any
     if not issubclass(cls, base):
         raise UnserializableError(f"{kept['type'].replace(':', '.')} is no longer an error.")
     members = [_rebuilt(member) for member in kept.get("members", ())]
-    made = new_error(
-        cls,
-        [decode(text) for text in kept["args"]],
-        {name: decode(text) for name, text in kept["attributes"].items()},
-        made_from=[decode(text) for text in kept["made_from"]],
-        members=members,
-    )
+    made = new_error(cls, kept["args"], kept["attributes"], decode, members=members)
     before = made
     for name, packed in kept.get("behind", ()):
         try:
             behind: BaseException = _rebuilt(packed, BaseException)
         except Exception:  # noqa: BLE001 - it must not cost the error before it
             behind = _stand_in(packed)
-        BaseException.__setattr__(before, name, behind)
+        set_directly(before, name, behind)
         before = behind
     return made
 

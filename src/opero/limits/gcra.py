@@ -249,7 +249,7 @@ class LimitPause:
 
     def wait_for(self, now: int) -> int:
         """Return how long the next call has to wait for the pause or for the one before it."""
-        return max(0, self._cells[_NEXT] - now) if self.on else 0
+        return max(0, self._cells[_NEXT] - now)
 
     def begin(self, until: int, gap: int) -> bool:
         """Pause until a time; False, without effect, if the pause already lasts that long."""

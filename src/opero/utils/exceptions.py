@@ -1,26 +1,61 @@
 # this_file: src/opero/utils/exceptions.py
-"""Carry exceptions to other callers, to other processes and into journals, without running their constructors.
+"""Take exceptions apart and make them anew, for other callers, for other processes and for journals.
 
-A constructor may want other arguments than `args` holds. Waiters get copies; what a pickle or a journal has kept of an
-exception, each in a form of its own, is made an exception again here.
+A constructor is not run again, since it may want other arguments than `args` holds. What carries an exception (nothing,
+a pickle, JSON) says how a value is written and read, and keeps what links one exception to others.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from types import MemberDescriptorType
 from typing import Any, Final, TypeVar
 
 E = TypeVar("E", bound=BaseException)
+T = TypeVar("T")
+
+LONGEST: Final = 10_000
+"""Characters of a text that is kept of an exception."""
+
+set_directly: Final = BaseException.__setattr__
+"""Sets an attribute past the class's own `__setattr__`, as the interpreter does: it may be a frozen dataclass."""
+
+
+def take_apart(
+    error: BaseException, write: Callable[[Any], T]
+) -> tuple[list[T | None], dict[str, T]]:
+    """Return the parts of an exception that can be carried, for `new_error`.
+
+    Args:
+        error: The exception; of a group its message is the only argument.
+        write: Returns what stands for a value; raises if it cannot be carried.
+
+    Returns:
+        Its `args`, with None for those that cannot be carried; and by name what its `__dict__`, slots and members in C
+        (`OSError.errno`) hold, without what cannot be.
+    """
+
+    def written(value: object) -> T | None:
+        try:
+            return write(value)
+        except Exception:  # noqa: BLE001 - whatever a class raises
+            return None
+
+    args = (error.message,) if isinstance(error, BaseExceptionGroup) else error.args
+    held = {name: written(value) for name, value in _held(error).items()}
+    if hasattr(type(error), "__getattr__"):
+        # It may look into what is left out: with the body of an `HTTPError` gone, reading any other name would fail.
+        held = {name: write(None) if value is None else value for name, value in held.items()}
+    return [*map(written, args)], {n: value for n, value in held.items() if value is not None}
 
 
 def new_error(
     kind: type[BaseException],
-    args: Sequence[Any],
+    args: Iterable[Any],
     attributes: Mapping[str, Any],
+    read: Callable[[Any], Any] = lambda value: value,
     *,
-    made_from: Sequence[Any] | None = None,
     members: Sequence[BaseException] = (),
     trusted: bool = False,
 ) -> Any:
@@ -28,10 +63,9 @@ def new_error(
 
     Args:
         kind: Its class.
-        args: Its `args`.
-        attributes: What its `__dict__` holds.
-        made_from: What built-in exceptions keep outside of both is made from this: an `OSError` hides the names of
-            files from its `args`. None: the same as `args`.
+        args: Its `args`, as they were written.
+        attributes: What it holds by name, as it was written.
+        read: Returns the value for which something stands.
         members: Those of a group, which stand behind its message.
         trusted: Whether the `__new__` of a class of the program may run, and refuse.
 
@@ -39,29 +73,30 @@ def new_error(
         Exception: The class cannot be made so.
 
     Example:
-        >>> new_error(FileNotFoundError, (2, "No such file"), {}, made_from=(2, "No such file", "x.txt")).filename
-        'x.txt'
+        >>> new_error(FileNotFoundError, (2, "No such file"), {"filename": "x.txt"})
+        FileNotFoundError(2, 'No such file')
     """
     maker: Any = kind
     if not trusted:
         maker = next(base for base in kind.__mro__ if base.__module__ == "builtins")
-    if members:
-        args = made_from = (*args, members)
+    given = (*map(read, args), members) if members else (*map(read, args),)
     try:
-        made = maker.__new__(kind, *(args if made_from is None else made_from))
+        made = maker.__new__(kind, *given)
     except TypeError:
         made = maker.__new__(kind)
-    made.args = tuple(args)
-    vars(made).update(attributes)
+    set_directly(made, "args", given)
+    for name, value in attributes.items():
+        member = getattr(kind, name, None)
+        if isinstance(member, MemberDescriptorType):
+            with suppress(AttributeError, TypeError):  # only `__new__` sets some
+                member.__set__(made, read(value))
+        else:
+            vars(made)[name] = read(value)
     return made
 
 
 def copy_error(error: E) -> E:
     """Return a copy of an exception: type, args, attributes, notes, cause, context and traceback so far.
-
-    Its class's `__init__` is not called, since it may want other arguments than `args` holds. What
-    lives in C structures and slots (`OSError.errno`, `StopIteration.value`) is carried over member
-    by member.
 
     Returns:
         The copy, or the exception itself if it cannot be copied.
@@ -72,43 +107,40 @@ def copy_error(error: E) -> E:
     """
     kind = type(error)
     try:
-        made = kind.__new__(kind, *error.args)
+        held = _held(error)
+        if isinstance(notes := held.get("__notes__"), list):
+            held["__notes__"] = list(notes)
+        made = new_error(kind, error.args, held, trusted=True)
         if type(made) is not kind or made is error:
             return error
-        _carry_over(error, made)
+        for name in _LINKS:
+            set_directly(made, name, getattr(error, name))
     except Exception:  # noqa: BLE001 - a class may refuse anything; all callers share the object then
         return error
     return made
 
 
-def _carry_over(error: BaseException, made: BaseException) -> None:
-    # Set past the class's own `__setattr__`: exceptions may be frozen dataclasses.
-    put = BaseException.__setattr__
+def text_of(value: object, show: Callable[[Any], str] = str) -> str:
+    """Return the text of an exception, or of one of its arguments, whatever its class does."""
+    try:
+        return show(value)[:LONGEST]
+    except Exception as error:  # noqa: BLE001 - a class may refuse anything
+        return f"<{show.__name__}() raised {type(error).__name__}>"
+
+
+def _held(error: BaseException) -> dict[str, Any]:
+    """Return by name what an exception holds apart from its `args`, members and links."""
+    held = dict(vars(error))
     for owner in type(error).__mro__:
-        for member in vars(owner).values():
-            value = _read(member, error)
-            # An empty C member reads as None too, and would not be empty once None were written to it.
-            if value is not _ABSENT and value is not _read(member, made):
-                with contextlib.suppress(AttributeError, TypeError):  # only `__new__` sets some
-                    member.__set__(made, value)
-    state: dict[str, Any] = dict(error.__dict__)
-    notes = state.get("__notes__")
-    if isinstance(notes, list):
-        state["__notes__"] = list(notes)
-    made.__dict__.update(state)
-    put(made, "args", error.args)
-    put(made, "__cause__", error.__cause__)
-    put(made, "__context__", error.__context__)
-    put(made, "__suppress_context__", error.__suppress_context__)
-    put(made, "__traceback__", error.__traceback__)
+        for name, member in vars(owner).items():
+            if isinstance(member, MemberDescriptorType) and owner not in _APART:
+                with suppress(AttributeError):  # an empty slot
+                    value = member.__get__(error)
+                    # An empty member in C reads as None, and would not be empty once None were written to it.
+                    if value is not None or owner.__module__ != "builtins":
+                        held[name] = value
+    return held
 
 
-def _read(member: Any, error: BaseException) -> object:
-    """Return what a member in C or a slot holds; `_ABSENT` if it is empty, or something else."""
-    if isinstance(member, MemberDescriptorType):
-        with contextlib.suppress(AttributeError):
-            return member.__get__(error)
-    return _ABSENT
-
-
-_ABSENT: Final = object()
+_APART: Final = (BaseException, BaseExceptionGroup)
+_LINKS: Final = ("__cause__", "__context__", "__suppress_context__", "__traceback__")

@@ -25,6 +25,8 @@ from opero.caching.keys.function_keys import (
     InstanceTokens,
     code_digest,
     function_id,
+    namespace_of,
+    namespace_prefix,
 )
 from opero.core.function import FunctionInfo
 from opero.errors import OperoUsageError, UnkeyableError
@@ -180,7 +182,7 @@ def test_ignoring_a_parameter_that_does_not_exist_is_an_error():
 
 def test_a_key_of_the_users_own_gets_the_calls_arguments():
     made = keying(plain, user_key=lambda x, **rest: (x.lower(), sorted(rest)))
-    assert made.key(("A",), {"z": 1}) == made.key(("a",), {"z": 2})
+    assert made.key(("A",), {"z": 1}) == made.key(("a",), {"z": 2}) != made.key(("a",), {})
     assert made.fast_parameters == ()
 
 
@@ -190,7 +192,8 @@ def test_keys_of_the_users_own_differ_by_type():
 
 
 def test_a_key_of_the_users_own_without_content_is_an_error():
-    with pytest.raises(UnkeyableError, match="cache_key returned"):
+    ways = r"cache_key returned .* key: object has .*\. Return text, numbers, or a tuple of them\.$"
+    with pytest.raises(UnkeyableError, match=ways):
         keying(plain, user_key=lambda x: object()).key((1,), {})
 
 
@@ -392,6 +395,8 @@ def named(fn, version=None) -> str:
 def test_a_function_is_called_by_module_and_name():
     assert named(plain) == f"{__name__}:plain"
     assert named(plain, "2") == f"{__name__}:plain@2"
+    assert named(factory(1)).startswith(f"{__name__}:factory.<locals>.inner#")
+    assert named(lambda: 1).startswith(f"{__name__}:test_a_function_is_called_by_module_and_name.")
 
 
 def factory(n):
@@ -427,6 +432,8 @@ def test_partials_differ_by_what_they_bind():
     one, two = functools.partial(plain, 1), functools.partial(plain, 2)
     assert named(one) == named(functools.partial(plain, 1)) != named(two)
     assert named(one) != named(plain)
+    closures = [named(functools.partial(factory(n), 1)) for n in (1, 1, 2)]
+    assert closures[0] == closures[1] != closures[2]
 
 
 def test_a_recursive_inner_function_has_a_name():
@@ -437,8 +444,8 @@ def test_a_recursive_inner_function_has_a_name():
 
 
 def test_a_function_bound_to_something_without_content_is_unkeyable():
-    with pytest.raises(UnkeyableError, match="functions share"):
-        named(factory(threading.Lock()))
+    with pytest.raises(UnkeyableError, match=r"functions share.*\(0\.n\.1: _thread\.lock has no"):
+        named(factory([1, threading.Lock()]))
 
 
 def test_a_callable_object_and_a_bound_method_are_what_they_hold():
@@ -462,6 +469,7 @@ def test_a_key_in_a_shared_store_is_text():
     assert made.fast_parameters == ()
     own = keying(plain, prefix=lambda: "p:", user_key=lambda x: x)
     assert own.key((1,), {}).startswith("p:")
+    assert own.key((1,), {}) != own.key((2,), {})
 
 
 def test_text_keys_are_the_same_in_every_process():
@@ -487,6 +495,26 @@ def test_a_notebook_is_what_jupyter_calls_it(monkeypatch, tmp_path):
     monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)
     monkeypatch.setenv("JPY_SESSION_NAME", str(tmp_path / "rates.ipynb"))
     assert ambient.main_script() == os.path.realpath(tmp_path / "rates.ipynb")
+
+
+@pytest.mark.parametrize("module", ["__main__", "__mp_main__"])
+def test_a_function_of_a_script_is_called_by_its_file(monkeypatch, module):
+    def fn(): ...
+
+    fn.__module__ = module
+    monkeypatch.setattr(ambient, "main_script", lambda: "/a:b/job.py")
+    assert named(fn).startswith("/a%3Ab/job.py:")
+    monkeypatch.setattr(ambient, "main_script", lambda: None)
+    assert named(fn).startswith(f"{module}:")
+
+
+@pytest.mark.parametrize("namespace", ["geo", "geo:eu", "100%", "~"])
+def test_a_key_tells_its_namespace(namespace):
+    assert namespace_of(f"{namespace_prefix(namespace)}module:locate:0f3a") == namespace
+
+
+def test_bytes_of_a_path_that_are_no_text_can_be_part_of_a_key():
+    assert namespace_prefix("job\udcff") == "job\\udcff:"
 
 
 def test_function_that_closes_over_a_module_has_a_name_in_shared_stores():
@@ -521,6 +549,7 @@ def test_options_and_place_are_no_part_of_the_code():
 
     digests = [code_digest(fn.__wrapped__) for fn in (one, other.__wrapped__)]
     assert digests[0] != digests[1], "the name is"
+    assert [code_digest(fn) for fn in (one, other)] == digests
     assert code_digest(functools.partial(plain)) == code_digest(plain)
 
 
@@ -533,6 +562,12 @@ def test_what_is_not_written_in_python_is_never_edited():
     assert code_digest(len) is None
     assert code_digest(Callable()) is not None
     assert code_digest(eval("lambda x: x")) == code_digest(lambda x: x)
+
+
+def test_what_a_function_holds_is_part_of_its_code():
+    digests = [code_digest(f) for f in (lambda: lambda: 1, lambda: lambda: 2)]
+    assert None not in digests
+    assert digests[0] != digests[1]
 
 
 def test_a_function_that_says_it_wraps_itself_has_a_digest():

@@ -591,15 +591,17 @@ def test_a_program_that_has_no_interpreter_forks_and_a_wrong_one_is_named(
         def double(x):
             return 2 * x
 
-        def run():
-            print(operomap(mode="process", workers=2, cache=False)(double)([1, 2]))
+        def run(method=None):
+            work = operomap(mode="process", workers=2, cache=False, start_method=method)(double)
+            print(work([1, 2]))
 
         interpreter = sys.executable
-        sys.executable = "/nowhere/python"
-        try:
-            run()
-        except WorkerStartError as error:
-            print(str(error).splitlines()[1].partition("(")[0])
+        for sys.executable in ("/nowhere/python", "/usr/bin/false", "/usr/bin/true"):
+            for method in ("forkserver", "spawn"):
+                try:
+                    run(method)
+                except WorkerStartError as error:
+                    print(str(error).splitlines()[1].partition(":")[0])
         sys.executable = None
         run()
         sys.executable = interpreter
@@ -608,8 +610,10 @@ def test_a_program_that_has_no_interpreter_forks_and_a_wrong_one_is_named(
         del sys.frozen
         run()
         """
-    told = "sys.executable is '/nowhere/python' "
-    assert program.run(text) == f"{told}\n" + 3 * "[2, 4]\n"
+    wrong = {"/nowhere/python": "No such file or directory"}
+    wrong |= dict.fromkeys(("/usr/bin/false", "/usr/bin/true"), "it ended before it ran any code")
+    named = [2 * f"sys.executable is {name!r} ({why})\n" for name, why in wrong.items()]
+    assert program.run(text) == "".join(named) + 3 * "[2, 4]\n"
 
 
 def test_a_fork_server_that_ends_before_it_is_used_costs_nothing(program: Program) -> None:

@@ -214,19 +214,15 @@ def _put_described(value: object, put: _Put, depth: int) -> None:
     _put_entries(shape.parts, put, depth)
 
 
-def _constant(data: bytes) -> Callable[[Any, _Put, int], object]:
-    return lambda value, put, depth: put(data)
-
-
 _WRITERS: Final[dict[type, Callable[[Any, _Put, int], object]]] = {
     str: _put_text,
     int: _put_integer,
     float: _put_float,
     complex: _put_complex,
     bool: lambda value, put, depth: put(b"1" if value else b"0"),
-    NoneType: _constant(b"n"),
-    EllipsisType: _constant(b"e"),
-    NotImplementedType: _constant(b"N"),
+    NoneType: lambda value, put, depth: put(b"n"),
+    EllipsisType: lambda value, put, depth: put(b"e"),
+    NotImplementedType: lambda value, put, depth: put(b"N"),
     bytes: _put_buffer,
     memoryview: _put_buffer,
     list: _put_items,

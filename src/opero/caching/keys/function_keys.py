@@ -281,7 +281,7 @@ _SPECIAL: Final = str.maketrans({"%": "%25", ":": "%3A", "~": "%7E"})
 def _escaped(text: str) -> str:
     """Return a part of a key in which nothing looks like the end of the part, or like no entry."""
     # The path of a script may hold bytes that are no text.
-    return text.translate(_SPECIAL).encode("utf-8", "backslashreplace").decode()
+    return text.translate(_SPECIAL).encode(errors="backslashreplace").decode()
 
 
 def function_id(info: Any, version: str | int | None = None) -> str:

@@ -19,7 +19,7 @@ from opero.concurrency.executors.base import Done, ItemOutcome, WorkerFacts
 from opero.concurrency.executors.pickling import PROTOCOL, dumps
 from opero.core.failures import read_marks, restore_marks
 from opero.errors import RemoteError, ShippingError
-from opero.utils.exceptions import new_error
+from opero.utils.exceptions import new_error, set_directly, take_apart, text_of
 
 if TYPE_CHECKING:
     from opero.concurrency.executors.base import Chunk
@@ -231,8 +231,6 @@ def _dump_event(event: Event) -> bytes:
 
 _DEEP: Final = 20
 """Most levels of causes that are included."""
-_LONG: Final = 2000
-"""Characters of text that stand for what cannot be pickled."""
 
 
 def traceback_of(error: BaseException) -> str:
@@ -266,20 +264,19 @@ class _ErrorPickler(pickle.Pickler):
         if not isinstance(obj, BaseException):
             return NotImplemented
         kind = type(obj)
-        message: str | None = None
         members: tuple[BaseException, ...] = ()
         if isinstance(obj, BaseExceptionGroup):
             # It is made from its members, so none of them may lead back to it.
             self._groups.add(id(obj))
-            message, members = obj.message, self._linked(obj, obj.exceptions)
-        texts = f"{kind.__module__}.{kind.__qualname__}", _safe(str, obj), _safe(repr, obj.args)
+            members = self._linked(obj, obj.exceptions)
+        texts = f"{kind.__module__}.{kind.__qualname__}", text_of(obj), text_of(obj.args, repr)
         causes = [self._linked(obj, [one]) for one in (obj.__cause__, obj.__context__)]
         marks = [
             (owner, note, self._linked(obj, earlier), inner)
             for owner, note, earlier, inner in read_marks(obj)
         ]
         state = causes, obj.__suppress_context__, marks
-        return _rebuild, (_way(obj), texts, message, members), state, None, None, _link
+        return _rebuild, (_way(obj), texts, members), state, None, None, _link
 
     def _linked(
         self, error: BaseException, others: Iterable[BaseException | None]
@@ -292,9 +289,8 @@ class _ErrorPickler(pickle.Pickler):
 
 def _way(error: BaseException) -> bytes:
     """Return a pickle from which an exception can be rebuilt; empty if there is none."""
-    group = isinstance(error, BaseExceptionGroup)
     try:
-        if not group:
+        if not isinstance(error, BaseExceptionGroup):
             data = dumps(error)
             copied = pickle.loads(data)  # noqa: S301 - made here
             # A constructor that writes its message would do so twice.
@@ -302,44 +298,35 @@ def _way(error: BaseException) -> bytes:
                 return data
     except Exception:  # noqa: BLE001, S110 - the other way is tried
         pass
-    args = () if group else tuple(a if _picklable(a) else _safe(repr, a) for a in error.args)
-    state = {name: value for name, value in vars(error).items() if _picklable(value)}
     try:
-        return dumps((type(error), args, state))
+        args, attributes = take_apart(error, _tested)
+        shown = [
+            dumps(text_of(value, repr)) if data is None else data
+            for data, value in zip(args, error.args, strict=False)
+        ]
+        return dumps((type(error), shown, attributes))
     except Exception:  # noqa: BLE001 - a class that cannot be pickled: its text remains
         return b""
 
 
-def _picklable(value: object) -> bool:
-    try:
-        pickle.loads(dumps(value))  # noqa: S301 - made here
-    except Exception:  # noqa: BLE001 - whatever a class raises
-        return False
-    return True
-
-
-def _safe(show: Callable[[Any], str], value: object) -> str:
-    try:
-        return show(value)[:_LONG]
-    except Exception as error:  # noqa: BLE001 - a class may refuse anything
-        return f"<{show.__name__}() raised {type(error).__name__}>"
+def _tested(value: object) -> bytes:
+    data = dumps(value)
+    pickle.loads(data)  # noqa: S301 - made here
+    return data
 
 
 def _rebuild(
-    way: bytes,
-    texts: tuple[str, str, str],
-    message: str | None,
-    members: tuple[BaseException, ...],
+    way: bytes, texts: tuple[str, str, str], members: tuple[BaseException, ...]
 ) -> BaseException:
     """Rebuild an exception; a `RemoteError` with its text if that cannot be done."""
     try:
         found = pickle.loads(way)  # noqa: S301 - from our own worker
         if isinstance(found, BaseException):
             return found
-        kind, args, state = found
-        if issubclass(kind, BaseExceptionGroup):
-            args = (message or "",)
-        error: BaseException = new_error(kind, args, state, members=members, trusted=True)
+        kind, args, attributes = found
+        error: BaseException = new_error(
+            kind, args, attributes, pickle.loads, members=members, trusted=True
+        )
     except Exception:  # noqa: BLE001 - a module that is missing here, say
         return RemoteError(*texts)
     return error
@@ -350,7 +337,6 @@ def _link(error: BaseException, state: tuple[Any, bool, Any]) -> None:
     causes, suppress, marks = state
     for name, found in zip(("__cause__", "__context__"), causes, strict=True):
         if found:
-            # Past the class's own `__setattr__`, as the interpreter does it.
-            BaseException.__setattr__(error, name, found[0])
-    BaseException.__setattr__(error, "__suppress_context__", suppress)
+            set_directly(error, name, found[0])
+    set_directly(error, "__suppress_context__", suppress)
     restore_marks(error, marks)

@@ -87,6 +87,8 @@ def import_paths() -> list[str]:
 
 # --- descriptors ----------------------------------------------------------------------------------
 
+KILLED: Final = (-signal.SIGKILL, -signal.SIGTERM)
+"""Exit codes of a process that was killed from outside."""
 PAGE: Final = 4096
 """Bytes of the page of memory that says what a worker does; what it has written to stderr stands behind."""
 
@@ -298,10 +300,14 @@ class ForkServer:
             self._beginner.poll()
 
     def said(self) -> str:
-        """Return the end of what the server itself wrote to stderr."""
-        if self._output < 0 or not self._release.alive:
+        """Return the end of what the server itself wrote to stderr, and that it never ran if it ended before."""
+        if self._beginner is None or not self._release.alive:
             return ""
-        return read_end(self._output)
+        said = read_end(self._output)
+        if os.pread(self._output, 1, 0) == b"\0" and self._beginner.wait() not in KILLED:
+            executable, *_ = cast("list[str]", self._beginner.args)
+            said = f"{_wrong(executable, 'it ended before it ran any code')}\n{said}"
+        return said.rstrip()
 
     def close(self) -> None:
         """Let the server kill its workers and end; a fork of this process is waited for."""
@@ -352,9 +358,8 @@ def shared_server(modules: dict[str, str]) -> ForkServer:
         if new := {name: file for name, file in modules.items() if file not in server.preloaded}:
             server.preloaded.update(new.values())
             server.surroundings = _surroundings(server.preloaded)
-            with suppress(
-                OSError
-            ):  # it has just ended: a worker that is begun there begins another one
+            # If it has just ended, a worker that is begun there begins another one.
+            with suppress(OSError):
                 server.request(("preload", list(new), import_paths()))
         return server
 
@@ -397,29 +402,26 @@ def _begin_interpreter(theirs: socket.socket, output: int) -> subprocess.Popen[b
             'use start_method="fork"',
             None,
         )
-    fds = [theirs.fileno(), output]
-    command = [
-        *_interpreter(os.fsdecode(executable), _BEGIN),
-        *map(str, fds),
-        *import_paths(),
-    ]
+    command = [*_interpreter(os.fsdecode(executable), _BEGIN), *import_paths()]
     try:
-        return subprocess.Popen(command, pass_fds=fds)  # noqa: S603 - this very interpreter
+        return subprocess.Popen(command, stdin=theirs.fileno(), stdout=output, stderr=output)  # noqa: S603 - this very interpreter
     except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
-        raise WorkerStartError(
-            f"sys.executable is {executable!r} ({error.strerror}): let it name a Python that has opero, "
-            'or use start_method="fork"',
-            None,
-        ) from error
+        raise WorkerStartError(_wrong(executable, error.strerror), None) from error
+
+
+def _wrong(executable: object, reason: str | None) -> str:
+    way_out = 'let it name a Python that has opero, or use start_method="fork"'
+    return f"sys.executable is {executable!r} ({reason}): {way_out}"
 
 
 _BEGIN: Final = (
-    "import os, sys; a = sys.argv; s, o = int(a[1]), int(a[2]); "
-    "os.fork() and os._exit(0); os.dup2(o, 1); os.dup2(o, 2); sys.path[:] = a[3:]; "
+    "import gc, os, sys; os.pwrite(1, b'1', 0); os.fork() and os._exit(0); gc.disable(); "
+    "sys.path[:] = sys.argv[1:]; "
     f"from {__name__} import serve; from {__package__}.worker import warm_up, worker_main; "
-    "serve(s, o, worker_main, warm_up)"
+    "serve(worker_main, warm_up)"
 )
-"""The server is no child of the program, whose own `os.wait()` would wait for it."""
+"""It notes that it runs, and looks for no garbage while it imports. The server is no child of the program, whose own
+`os.wait()` would wait for it."""
 
 _SPAWN: Final = (
     "import sys; a = sys.argv; sys.path[:] = a[4:]; "
@@ -582,18 +584,16 @@ def _report(status: int, pid: int, code: int) -> None:
         os.write(status, EXIT_STATUS.pack(pid, code))
 
 
-def serve(control_fd: int, output: int, worker_main: WorkerMain, warm_up: WarmUp) -> NoReturn:
-    """Become the fork server in a fresh interpreter.
+def serve(worker_main: WorkerMain, warm_up: WarmUp) -> NoReturn:
+    """Become the fork server in a fresh interpreter, whose standard input is the socket to the program.
 
     Args:
-        control_fd: Descriptor of the socket to the program.
-        output: Where stdout and stderr of the server go already.
         worker_main: What workers do.
         warm_up: What a process that is forked ahead does before it waits.
     """
-    os.close(output)
-    control = socket.socket(fileno=control_fd)
-    _leave(lambda: _serve(control, worker_main, warm_up, None))
+    gc.freeze()
+    gc.enable()
+    _leave(lambda: _serve(socket.socket(fileno=os.dup(0)), worker_main, warm_up, None))
 
 
 def _serve(control: socket.socket, worker_main: WorkerMain, warm_up: WarmUp, mask: Any) -> None:

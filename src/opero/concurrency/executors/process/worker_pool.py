@@ -12,7 +12,6 @@ import math
 import os
 import pickle
 import select
-import signal
 import sys
 import threading
 import time
@@ -22,7 +21,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from operator import attrgetter
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -43,6 +41,7 @@ from opero.concurrency.executors.process.session import (
     UP,
 )
 from opero.concurrency.executors.process.start import (
+    KILLED,
     PAGE,
     ForkServer,
     choose_method,
@@ -183,7 +182,7 @@ class ProcessEngine:
 
     def _count_failed_start(self, said: str, exitcode: int | None) -> None:
         # The exit code of one that has died with its server is not known.
-        killed = exitcode in (-signal.SIGKILL, -signal.SIGTERM) or (exitcode is None and not said)
+        killed = exitcode in KILLED or (exitcode is None and not said)
         now = time.monotonic()
         if killed:
             time.sleep(_PAUSE)
@@ -496,6 +495,8 @@ def _uses_more(pid: int, limit: int) -> bool:
 
     Pages that it shares do not count: a fork has all of its program's.
     """
+    from pathlib import Path  # a seventh of what the first map of a program imports
+
     process = Path(f"/proc/{pid}")
     try:
         if int((process / "statm").read_bytes().split()[1]) * _PAGE_SIZE <= limit:
