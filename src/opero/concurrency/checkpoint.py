@@ -56,12 +56,18 @@ def checkpoints_of(info: FunctionInfo, options: MapOptions) -> OpenCheckpoint:
             return "" if key is None else str(key)
         except UnkeyableError as error:
             why = str(error).partition(". ")[0]
+            fix = (
+                "Say what an item is with item_key=…"
+                if identify is None
+                else "Let item_key return text"
+            )
             raise OperoUsageError(
-                f"checkpoint={options.checkpoint!r} cannot tell the items of {info.name}() apart: {why}. Say what an "
-                "item is with item_key=…, and leave clients and the like out with cache_ignore=(…)."
+                f"checkpoint={options.checkpoint!r} cannot tell the items of {info.name}() apart: {why}. {fix}, "
+                "and leave clients and the like out with cache_ignore=(…)."
             ) from error
 
     def open_one(job: MapJob) -> Checkpoint:
+        prefix()  # may raise, and no key for items would help then
         file = CheckpointFile(options.checkpoint or "")
         return Checkpoint(info.name, file, functools.partial(key_of, job))
 

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs, urlsplit
 from weakref import WeakKeyDictionary
 
-import msgpack
-
+from opero.caching.codec import read_raw
 from opero.caching.stores.base import LONGEST_LEASE, Backoff, KeyOwner, Row, StoredItem, portions
 from opero.caching.stores.redis_connections import (
     Command,
@@ -276,7 +275,7 @@ class RedisStore:
         while cursor != b"0":
             (page,) = self._ask(bytes, ("EVAL", _SCAN, 0, cursor, pattern, _BATCH))
             try:
-                cursor, names = msgpack.unpackb(page, raw=True)
+                cursor, names = read_raw(page)
                 kinds = set(map(type, (cursor, *names)))
             except (TypeError, ValueError) as error:
                 raise self._nonsense() from error
