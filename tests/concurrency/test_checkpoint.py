@@ -132,7 +132,7 @@ def test_an_item_is_what_its_key_says(run: Path) -> None:
     assert RAN == [1, 2, 3]
     with pytest.raises(OperoUsageError, match="item_key="):
         over(run, read)([Page(1)])
-    with pytest.raises(OperoUsageError, match="Let item_key return text"):
+    with pytest.raises(OperoUsageError, match="as text or a number, from item_key="):
         over(run, read, item_key=lambda page: page.lock)([Page(1)])
 
 

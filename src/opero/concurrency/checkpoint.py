@@ -56,14 +56,9 @@ def checkpoints_of(info: FunctionInfo, options: MapOptions) -> OpenCheckpoint:
             return "" if key is None else str(key)
         except UnkeyableError as error:
             why = str(error).partition(". ")[0]
-            fix = (
-                "Say what an item is with item_key=…"
-                if identify is None
-                else "Let item_key return text"
-            )
             raise OperoUsageError(
-                f"checkpoint={options.checkpoint!r} cannot tell the items of {info.name}() apart: {why}. {fix}, "
-                "and leave clients and the like out with cache_ignore=(…)."
+                f"checkpoint={options.checkpoint!r} cannot tell the items of {info.name}() apart: {why}. Return what an "
+                "item is, as text or a number, from item_key=…, and leave clients and the like out with cache_ignore=(…)."
             ) from error
 
     def open_one(job: MapJob) -> Checkpoint:

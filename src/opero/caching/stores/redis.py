@@ -273,14 +273,12 @@ class RedisStore:
         pattern = _WILD.sub(rb"\\\g<0>", _entry(prefix)) + b"*"
         cursor: Any = 0
         while cursor != b"0":
-            (page,) = self._ask(bytes, ("EVAL", _SCAN, 0, cursor, pattern, _BATCH))
+            (packed,) = self._ask(bytes, ("EVAL", _SCAN, 0, cursor, pattern, _BATCH))
             try:
-                cursor, names = read_raw(page)
-                kinds = set(map(type, (cursor, *names)))
+                cursor, names = read_raw(packed)
+                b"".join((cursor, *names))  # that is, they are bytes
             except (TypeError, ValueError) as error:
                 raise self._nonsense() from error
-            if kinds != {bytes}:
-                raise self._nonsense()
             yield names
 
     def _items(self, names: list[bytes]) -> list[StoredItem]:

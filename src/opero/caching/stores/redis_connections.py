@@ -26,8 +26,8 @@ Command = tuple[Any, ...] | bytes
 
 _CONNECT: Final = 1.0
 _ANSWER: Final = 1.0
-_PACE: Final = 1 << 18
-"""Seconds to connect, and for each `_PACE` bytes of an answer, so that large values may take longer."""
+_RATE: Final = 1 << 18
+"""Seconds to connect, and for each `_RATE` bytes of an answer, so that large values may take longer."""
 
 FRESH_SECONDS: Final = 60.0
 """How long a connection may have been idle: routers and firewalls forget old ones."""
@@ -167,7 +167,7 @@ class AnswerReader:
         """
         began, count = time.monotonic(), 0
         while not self._ready:
-            if count and time.monotonic() - began > _ANSWER * (1 + count / _PACE):
+            if count and time.monotonic() - began > _ANSWER * (1 + count / _RATE):
                 raise TimeoutError
             data = self._socket.recv(self._read_size)
             if not data:
@@ -296,7 +296,7 @@ class LoopConnection:
         transport = self._transport
         if transport is not None and self._waiting:
             sent = self._written - transport.get_write_buffer_size()
-            now, moved = loop.time(), (self._count // _PACE, sent // _PACE)
+            now, moved = loop.time(), (self._count // _RATE, sent // _RATE)
             if moved != before:
                 since = now
             elif now - since >= _ANSWER:
@@ -352,7 +352,7 @@ class LoopConnection:
             transport.set_protocol(Protocol())
             transport.abort()
         self._parser = AnswerParser()
-        self._count += _PACE
+        self._count += _RATE
         while self._waiting:
             future = self._waiting.popleft()[0]
             if not future.done():
@@ -377,28 +377,21 @@ class LoopConnection:
                 answers.append(answer)
                 if len(answers) == wanted:
                     del self._waiting[0]
-                    self._count += _PACE  # that is progress, however small it is
+                    self._count += _RATE  # that is progress, however small it is
                     if not future.done():  # else its task was cancelled
                         future.set_result(answers)
         except (ConnectionError, IndexError):
             self._end(ConnectionError)
-
-    def connection_made(self, transport: BaseTransport) -> None:
-        """Wait for the end of the introduction."""
 
     def connection_lost(self, error: Exception | None) -> None:
         """End the waits of all callers."""
         self._transport = None
         self._end(ConnectionError)
 
-    def pause_writing(self) -> None:
-        """Go on: what is to be sent is in memory anyway, and a transport that is at its end closes itself."""
+    def _go_on(self, *transport: BaseTransport) -> None:
+        """Do nothing: what is to be sent is in memory anyway, and a transport that is at its end closes itself."""
 
-    def resume_writing(self) -> None:
-        """Go on."""
-
-    def eof_received(self) -> None:
-        """Let the transport close."""
+    connection_made = pause_writing = resume_writing = eof_received = _go_on
 
 
 def _introduction(library: Any) -> list[Command]:
