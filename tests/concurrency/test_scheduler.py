@@ -233,6 +233,8 @@ def test_reports_of_a_chunk_that_is_gone_are_ignored() -> None:
     chunk = run_chunk(scheduler)
     scheduler.take([Lost(chunk.id, [0], None, "slow")], 0.0)
     assert scheduler.take([done(chunk)], 0.0) == []
+    (batch,) = scheduler.take([done(chunk), done(run_chunk(scheduler))], 0.0)
+    assert batch.items == ["a"]
 
 
 def test_a_failed_item_ends_the_map_where_errors_are_raised() -> None:
@@ -458,6 +460,17 @@ def test_an_error_that_stop_on_names_stops_the_map() -> None:
     for batch in scheduler.take([done(run_chunk(scheduler), odd)], 0.0):
         scheduler.finish(batch)
     assert scheduler.stopped == "an item failed with TimeoutError, and stop_on ends the map there"
+
+
+def test_what_single_items_took_sets_the_next_size_together() -> None:
+    scheduler = scheduler_of(ordered=False)
+    feed(scheduler, list("ab"))
+    chunks = [run_chunk(scheduler, 2) for _ in range(2)]
+    reports = [
+        Done(c.id, range(1), c.items, {}, s) for c, s in zip(chunks, (0.02, 0.01), strict=True)
+    ]
+    scheduler.take(reports, 0.0)
+    assert scheduler._size.size == 2
 
 
 def test_what_the_items_of_a_chunk_took_and_weighed_sets_the_next_size() -> None:

@@ -236,11 +236,11 @@ def run(pipeline: Any, call: Call) -> Any:
     return asyncio.run(value) if pipeline.awaits else value
 
 
-def retried(*, awaits: bool) -> Any:
+def retried(*, awaits: bool, failures: int = 1) -> Any:
     async def answer() -> str:
         return "ok"
 
-    made = flaky(answer if awaits else "ok", failures=1)
+    made = flaky(answer if awaits else "ok", failures=failures)
     return opero(cache=False, retries=2, min_delay=60, max_delay=60)(made)
 
 
@@ -275,9 +275,9 @@ def test_the_clock_is_read_before_an_attempt_only_where_the_start_is_asked_for(
 
 @pytest.mark.parametrize("awaits", [False, True])
 def test_a_pause_that_is_just_short_enough_is_made_here(awaits: bool) -> None:
-    fetch, call = retried(awaits=awaits), Call((), {})
+    fetch, call = retried(awaits=awaits, failures=2), Call((), {})
     call.park_after = 60.0
     with fake_clock() as clock:
         assert run(fetch.__opero__, call) == "ok"
-    assert clock.sleeps == [60.0]
-    assert (call.attempts, call.calls, call.slept, fetch.stats.slept) == (2, 2, 60.0, 60.0)
+    assert clock.sleeps == [60.0, 60.0]
+    assert (call.attempts, call.calls, call.slept, fetch.stats.slept) == (3, 3, 120.0, 120.0)

@@ -208,7 +208,9 @@ def test_a_debt_larger_than_the_window_is_over_after_one_period():
     assert window.wait_for(state, wait, 10 * UNIT) == 0
 
 
-@pytest.mark.parametrize("amount", [-1, True, "5", None, float("nan"), float("inf"), 1e30])
+@pytest.mark.parametrize(
+    "amount", [-1, True, "5", None, float("nan"), float("inf"), 1e30, 2_305_843_009_213]
+)
 def test_what_is_no_amount_is_refused(amount):
     with pytest.raises(OperoUsageError, match=r"cost=.* must be a number, 0 or more"):
         as_units(amount, "cost")

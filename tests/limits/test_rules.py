@@ -417,6 +417,16 @@ def test_a_step_that_has_the_number_of_the_counted_calls_is_a_step_like_any_othe
     assert window.sums(cells, 2.5) == (counts, 0)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_counts_are_forgotten_when_the_window_is_over_or_the_clock_has_gone_back(steps):
+    window = StepWindow(steps, steps)
+    assert window.size == 3 + 2 * steps
+    for later in range(-4, 9):
+        cells = new_cells(window.size)
+        window.add(cells, 10.5, 3, 1)
+        assert window.sums(cells, 10.5 + later) == ((3, 1) if 0 <= later < steps else (0, 0))
+
+
 def test_a_spaced_limit_is_idle_from_the_moment_of_its_next_slot():
     rule = Gcra(SECOND, 10, 5)
     assert not rule.is_idle([100], 99)

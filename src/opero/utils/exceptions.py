@@ -131,9 +131,9 @@ def text_of(value: object, show: Callable[[Any], str] = str) -> str:
 def _held(error: BaseException) -> dict[str, Any]:
     """Return by name what an exception holds apart from its `args`, members and links."""
     held = dict(vars(error))
-    for owner in type(error).__mro__:
+    for owner in (one for one in type(error).__mro__ if one not in _APART):
         for name, member in vars(owner).items():
-            if isinstance(member, MemberDescriptorType) and owner not in _APART:
+            if isinstance(member, MemberDescriptorType):
                 with suppress(AttributeError):  # an empty slot
                     value = member.__get__(error)
                     # An empty member in C reads as None, and would not be empty once None were written to it.
@@ -142,5 +142,5 @@ def _held(error: BaseException) -> dict[str, Any]:
     return held
 
 
-_APART: Final = (BaseException, BaseExceptionGroup)
+_APART: Final = (BaseExceptionGroup, BaseException, object)
 _LINKS: Final = ("__cause__", "__context__", "__suppress_context__", "__traceback__")

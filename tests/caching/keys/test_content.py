@@ -143,6 +143,10 @@ class Action(enum.Enum):
     DOWN = enum.member(lambda text: text.lower())
 
 
+T = typing.TypeVar("T")
+U = typing.TypeVar("U")
+
+
 class Plain:
     """Declares no content."""
 
@@ -174,6 +178,39 @@ def weight_in(unit: str) -> type[Any]:
         label = unit
 
     return Weight
+
+
+def tally_in(seen: Any, note: str = "") -> type[Any]:
+    class Tally(float):
+        __doc__ = note
+        values = seen
+
+    return Tally
+
+
+def described_in(unit: str, kind: Any) -> type[Any]:
+    class Described(float):
+        label = kind(lambda *_: unit)
+
+    return Described
+
+
+def late_in(unit: str) -> type[Any]:
+    absent = unit
+
+    class Late(float):
+        def text(self) -> str:
+            return absent + unit  # noqa: F821 - a cell that is empty is the point
+
+    del absent
+    return Late
+
+
+def size_in(*numbers: int) -> Any:
+    class Size(enum.Enum):
+        SMALL = numbers
+
+    return Size.SMALL
 
 
 def price_in(rates: tuple[float, ...], rounding: Any) -> type[Any]:
@@ -331,9 +368,16 @@ ALL_DIFFERENT: dict[str, list[Any]] = {
     "enums without plain values": [Action.UP, Action.DOWN],
     "flags": [Right.READ, Right.WRITE, Right.READ | Right.WRITE, Right(0)],
     "dataclasses": [Point(1, 2), Size(1, 2), Point(2, 1), {"x": 1, "y": 2}, Labelled(1, 2, "a")],
-    "dataclass subclass": [Labelled(1, 2, "a"), Labelled(1, 2, "b")],
+    "dataclass subclass": [Labelled(1, 2, "a"), Labelled(1, 2, "b"), Labelled(3, 2, "a")],
+    "fields that are not set": [Model.model_construct(), Model.model_construct(name="a")],
     "classes of one factory": [distance_in("m")(1), distance_in("ft")(1)],
-    "attributes of local classes": [weight_in("g")(1), weight_in("lb")(1)],
+    "attributes of local classes": [weight_in("g")(1), weight_in("lb")(1), weight_in("g")(2)],
+    **{
+        f"what each {kind.__name__} closes over": [described_in(unit, kind)(1) for unit in "gt"]
+        for kind in (property, classmethod, staticmethod)
+    },
+    "what methods close over beside an empty cell": [late_in(unit)(1) for unit in "gt"],
+    "local enums": [size_in(1, 2), size_in(1, 3)],
     "dates of one factory": [distance_in(dt.date(2026, 1, day))(1) for day in (1, 2)],
     "attrs": [Pair(1, 2), Pair(2, 1), (1, 2)],
     "pydantic": [Model(name="a"), Model(name="a", tags=["b"]), {"name": "a", "tags": []}],
@@ -411,6 +455,8 @@ ALL_DIFFERENT: dict[str, list[Any]] = {
         typing.Annotated[int, "a"],
         typing.Annotated[int, "b"],
         typing.Any,
+        T,
+        U,
     ],
     "singletons": [None, ..., NotImplemented, "..."],
 }
@@ -446,6 +492,11 @@ SAME: dict[str, tuple[Any, Any]] = {
     "attrs eq=False": (Pair(1, 2, "a"), Pair(1, 2, "b")),
     "pydantic default": (Model(name="a"), Model(name="a", tags=[])),
     "one factory twice": (distance_in("m")(1), distance_in("m")(1)),
+    "what grows in a factory": (distance_in(["m"])(1), distance_in(["ft"])(1)),
+    "what changes in a factory": (distance_in(deque("m"))(1), distance_in(deque("f"))(1)),
+    "lambdas in a factory": (distance_in(lambda: 0)(1), distance_in(lambda: 0)(1)),
+    "what grows in a local class": (tally_in(["m"])(1), tally_in(["ft"])(1)),
+    "notes of a local class": (tally_in("m", "one")(1), tally_in("m", "two")(1)),
     "path spelling": (Path("a//b/."), Path("a/b")),
     "strides": (np.arange(6).reshape(2, 3).T, np.array([[0, 3], [1, 4], [2, 5]])),
     "slices": (np.arange(10)[::-2], np.array([9, 7, 5, 3, 1])),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from opero.caching.keys import FAST_TYPES, digest, encode, fast_part
+from opero.caching.keys.canonical import pair_head, pairs_digest
 
 pytestmark = pytest.mark.internal
 
@@ -29,6 +30,11 @@ def test_digest_is_the_hash_of_the_encoding_for_small_and_large_values() -> None
 
     for value in ["a", ("a", {"b": b"x" * 10}), {"data": b"x" * 200_000}, [np.arange(50_000.0), 1]]:
         assert digest(value) == blake2b(encode(value), digest_size=20).digest()
+
+
+def test_digest_of_pairs_is_that_of_a_tuple_of_tuples() -> None:
+    heads = [pair_head(name) for name in ("x", "y")]
+    assert pairs_digest(heads, [1, [2.5]]) == digest((("x", 1), ("y", [2.5])))
 
 
 @pytest.mark.parametrize("value", [1, "a", b"a", True, None], ids=repr)

@@ -11,6 +11,7 @@ import inspect
 import os
 import subprocess
 import sys
+import textwrap
 import threading
 import types
 import typing
@@ -18,13 +19,17 @@ import weakref
 
 import numpy as np
 import pytest
+from tests.tables import rows
 
 from opero import opero
+from opero.caching.keys import FAST_TYPES, digest
 from opero.caching.keys.function_keys import (
     FunctionKeys,
     InstanceTokens,
     code_digest,
     function_id,
+    key_names,
+    key_source,
     namespace_of,
     namespace_prefix,
 )
@@ -109,6 +114,55 @@ def test_a_short_list_of_scalars_has_a_key_without_a_digest(kind):
     assert key(plain, [1]) != key(plain, (1,))
 
 
+def test_a_key_of_content_is_the_digest_of_names_and_values():
+    assert key(plain, [[1]]) == digest((("x", [[1]]), ("y", 3), ("z", None)))
+
+
+def key_by_text(made, cache):
+    """Return the function that a wrapper contains: it makes a key itself, or asks the cache for it."""
+    names = ", ".join(p.name for p in made.function.calling)
+    text = key_source(made, typed=True).replace("{args}", f"({names},)").replace("{kwargs}", "{}")
+    scope = key_names(made) | {kind.__name__: kind for kind in (*FAST_TYPES, type)}
+    scope |= {"id": id, "cache": cache}
+    scope = {f"_opero_{name}": value for name, value in scope.items()}
+    exec(f"def fn({names}):\n{textwrap.indent(text, '    ')}\n    return _opero_key", scope)
+    return scope["fn"]
+
+
+def test_a_wrapper_makes_the_same_keys_itself():
+    pair, box, half = (1, "a"), [1, 2], 2.5
+
+    def fn(x, y=pair, z=box, w=half): ...
+
+    made = keying(fn, ignore=("w",))
+    itself, asking = key_by_text(made, None), key_by_text(made, made)
+    assert itself("a", pair, box, half) == made.key(("a",), {})
+    assert (
+        itself(True, None, 5, half) == made.key((True, None, 5), {}) != made.key((1, None, 5), {})
+    )
+    others = [
+        (1.5, pair, box),
+        ("a", tuple(iter(pair)), [*box]),
+        ("a", [*pair], box),
+        ("a", pair, 1.5),
+    ]
+    for values in others:
+        assert asking(*values, half) == made.key(values, {})
+    box.append(3)
+    assert asking("a", pair, box, half) == made.key(("a", pair, [1, 2, 3]), {})
+
+
+def test_a_wrapper_makes_the_keys_of_known_instances_itself(method):
+    made, instances, _ = method
+    one = Client()
+    assert (
+        key_by_text(made, made)(one, "a")
+        == made.key((one, "a"), {})
+        == (instances.token(one), str, "a")
+    )
+    assert key_by_text(made, None)(one, "a") == made.key((one, "a"), {})
+
+
 def test_keyword_arguments_come_in_any_order():
     assert key(starred, 1, 2, a=1, b=2) == key(starred, 1, 2, b=2, a=1)
     assert key(starred, 1, 2, a=1, b=2) != key(starred, 1, 2, a=2, b=1)
@@ -141,6 +195,20 @@ def test_a_wrapped_function_is_keyed_by_the_parameters_users_see():
 
     assert key(wrapper, 1) == key(wrapper, x=1, y=3)
     assert keying(wrapper).fast_parameters == ()
+
+
+def any_arguments(*args, **kwargs): ...
+def another_default(x, y=2): ...
+def another_name(x, z=1): ...
+def keyword_only(x, *, y=1): ...
+
+
+@rows("wrapper", [any_arguments, another_default, another_name, keyword_only])
+def test_a_wrapper_that_is_called_otherwise_than_it_says_builds_no_key(wrapper):
+    def fn(x, y=1): ...
+
+    assert keying(fn).fast_parameters == ("x", "y")
+    assert keying(functools.update_wrapper(wrapper, fn)).fast_parameters == ()
 
 
 def test_arguments_that_do_not_fit_have_no_key():

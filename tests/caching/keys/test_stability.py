@@ -54,6 +54,12 @@ class Word(enum.StrEnum):
     A = "a"
 class Text(str):
     pass
+class Queue(collections.deque):
+    pass
+def unit_in(unit):
+    class Unit(float):
+        label = unit
+    return Unit
 BERLIN = ZoneInfo("Europe/Berlin")
 BRASILIA = dt.timezone(dt.timedelta(hours=-3), "BRT")
 """
@@ -119,6 +125,10 @@ GOLDEN: dict[str, str] = {
     "len": "e0e65a5fa68810752f5722b31811452a8a5144eb",
     "str.upper": "f59af8e746a4f8fcf29b33c5ea5bd6ce31ec012d",
     "dict.fromkeys": "ca2ec2c8d33efca41d3358a1efc1e3daeaea8348",
+    'unit_in("g")(1)': "ef7829ad181f7486916416475f488df8f1547e02",
+    "Queue([1], 3)": "6e8aab4bd4d2e3a15271e5af846d085c03e227eb",
+    "math": "fadd0175794f5e5e43dc45f97be8d8ae7e49b3d1",
+    'types.MethodType(functools.partial(int, "2"), Point(1, 2))': "d40ac536efc999aef5f6fb73e565a4a82edd9c9f",
     '"a".upper': "87807704103f90ae44be6eed01dc666e4e965750",
     "operator.itemgetter": "97c869cf086722aaceb03a95637a6b6f588a19f3",
     "Point(1, 2).__eq__": "6c1cf33f647738807e8ce9a528d8d5b489dc0d3f",
@@ -135,6 +145,7 @@ GOLDEN_WITH_LIBRARIES: dict[str, str] = {
     'np.array([1, math.nan], ">f4")': "74137b55083ad5959cbc111cae24e47c3d2da745",
     'np.array([(1, "a")], "i2,U3")': "6160b172a06b8112db110f7f457a0ef24e946e22",
     'np.array([1, "a", [2]], dtype=object)': "378085b7b7a3705eb73306a457530e21c06aa4ab",
+    "np.zeros(0)": "7bf855d5dc612475ef3b4d68976e2d05ff516ff8",
     "np.ma.masked_array([1.0, 2], [True, False])": "34e822c81eb991b315e8d56b49ef3d94b954998e",
     'np.dtype("f4")': "0dc7478a9052a75da28d443f52c6e6b0cc95072b",
     "np.sin": "1acf4c4795ef2ede41ffae48965a288c1f024cb7",
@@ -148,6 +159,7 @@ PANDAS: dict[str, str] = {
     "pd.NaT": "3f55effc82dfc5de8e86ccf9169ab6dbddffa742",
     "pd.DataFrame([[1, 2.5]])": "46f2ec99fe9e8d088faa7b5e53ee719884b61338",
     'pd.Series([1.5, 2.5], name="a")': "1260e4e652ede2ef3fa3d7be45c264655ea10326",
+    'pd.Series([3, 5], dtype="category")': "55282d7fea2f821106520b1413ebceb52750cfbd",
     'pd.array([1, None], dtype="Int64")': "4aa90b686fb3578423e1a8a813981b31c870755b",
     "pd.RangeIndex(1, 9, 2)": "ef5daeeedd3da194603b48b99fd6f1b09e9590ce",
     'pd.Index([3, 1], name="n")': "8bf77e97546cb1ca3f521050517e3d5282312f14",

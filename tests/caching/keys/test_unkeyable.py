@@ -67,6 +67,12 @@ def function() -> None:
     """Do nothing, importably."""
 
 
+def nameless_module() -> Any:
+    module = types.ModuleType("nowhere")
+    del module.__name__
+    return module
+
+
 def distance_in(unit: str) -> type[Any]:
     @dataclasses.dataclass
     class Distance:
@@ -150,6 +156,7 @@ UNKEYABLE: dict[str, typing.Callable[[], Any]] = {
     "iterator": lambda: iter([1]),
     "zip": lambda: zip([1], [2], strict=True),
     "module without a place": lambda: types.ModuleType("nowhere"),
+    "module without a name": nameless_module,
     "object": object,
     "plain instance": Plain,
     "slots instance": Slots,
@@ -161,12 +168,16 @@ UNKEYABLE: dict[str, typing.Callable[[], Any]] = {
     "frame": sys._getframe,
     "code": lambda: function.__code__,
     "numpy generator": lambda: np.random.default_rng(0),
+    "raising": lambda: Raising(0),
     "released view": lambda: (view := memoryview(b"a"), view.release())[0],
 }
 
 
 REASONS: dict[str, str] = {
+    "raising": f"{__name__}.Raising, which could not be read (OSError)",
+    "iterator": "list_iterator, which has no content to build a key from",
     "module without a place": "module, which cannot be imported by its name",
+    "module without a name": "module, which cannot be imported by its name",
     "zone from a file": "zoneinfo.ZoneInfo, which has no key: it was read from a file",
 }
 

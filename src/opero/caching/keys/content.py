@@ -226,8 +226,8 @@ def describe(value: Any) -> Shape:
     if issubclass(kind, enum.Enum):
         return Shape(class_name(kind), _within(kind, _member(value)))
     base, core = _core(value, kind)
-    if core is not None and base is kind:
-        return core if type(core) is Shape else Shape(class_name(kind), core)
+    if base is kind and type(core) is Shape:
+        return core
     declared = _declared(value, kind)
     if declared is None and core is None:
         return importable(value)
@@ -404,10 +404,11 @@ def _numpy(np: Any, value: Any, base: type) -> Shape | None:
         return Shape("numpy.scalar", _array(np, np.asarray(value)))
     if issubclass(base, np.ndarray):
         plain = _array(np, np.asarray(value))
-        if base.__name__ not in ("MaskedArray", "MaskedConstant"):
+        if not issubclass(base, np.ma.MaskedArray):
             return Shape(f"numpy.{base.__name__}", plain)
-        mask = np.ma.getmaskarray(value)
-        return Shape("numpy.masked", plain, {"mask": mask, "fill_value": value.fill_value})
+        # The constant `np.ma.masked` refuses to say how it is filled.
+        parts = {"fill_value": getattr(value, "fill_value", None)}
+        return Shape("numpy.masked", plain, parts | {"mask": np.ma.getmaskarray(value)})
     if issubclass(base, np.dtype):
         return Shape("numpy.dtype", _dtype(value))
     return None
