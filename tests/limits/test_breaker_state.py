@@ -184,12 +184,13 @@ def test_what_rounding_takes_from_the_clock_does_not_matter() -> None:
 
 
 def test_each_of_several_probes_gives_its_own_place_back() -> None:
-    state = BreakerState(BreakerRules(fail_max=1, jitter=0, half_open_max=3))
+    rules = BreakerRules(fail_max=1, jitter=0, half_open_max=3, probe_timeout=20)
+    state = BreakerState(rules)
     state.ended(state.generation, now=0.0, failed=True)
     for token in (1, 2, 3):
         assert state.wait(now=30.0) is None
         state.add_probe(token, now=30.0)
-    assert state.wait(now=30.0) == 30
+    assert [state.wait(now) for now in (30.0, 33.0)] == [20, 17]
     state.end_probe(2)
     assert state.wait(now=30.0) is None
     assert state.stats(now=30.0).probes == 2

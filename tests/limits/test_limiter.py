@@ -65,6 +65,7 @@ def test_an_option_that_cannot_work_is_refused_with_the_fix(options, message):
         (2.5, {}, "2.5 per second: one call each 0.4 s"),
         ("5/10s", {}, "5 per 10 s: one call each 2 s"),
         ("1000/day", {}, "1000 per day: no spacing"),
+        ("10/s", {"burst": 2}, "10 per second: one call each 0.1 s, 3 at once after a pause"),
         (
             "60/hour",
             {"smooth": True, "burst": 4},

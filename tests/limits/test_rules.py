@@ -221,35 +221,26 @@ def test_nonsense_is_no_signature(signature):
     assert part_of(signature) is None
 
 
-TOGETHER = CombinedLimit((Gcra(1000, 256, 128), SlidingWindow(1280, 4), SpendCap(5)))
+def together() -> Rule:
+    return CombinedLimit((Gcra(1000, 256, 128), SlidingWindow(1280, 4), SpendCap(5)))
 
 
 @rows(
-    ("rule", "spacing", "late", "longest_wait"),
+    ("make", "needs", "gap"),
     [
-        (Gcra(1000, 256, 128), 256, 130, 256),
-        (SlidingWindow(1280, 4), 0, 10, 1280),
-        (CostWindow(1280, 5), 0, 10, 1320),
-        (SpendCap(5), 0, NEVER, 0),
-        (TOGETHER, 256, 10, 1280),
+        (lambda: Gcra(1000, 256, 128), (256, 130, 256), 0),
+        (lambda: SlidingWindow(1280, 4), (0, 10, 1280), 320),
+        (lambda: CostWindow(1280, 5), (0, 10, 1320), 12),
+        (lambda: SpendCap(5), (0, NEVER, 0), 0),
+        (together, (256, 10, 1280), 320),
     ],
 )
-def test_a_rule_says_what_a_waiter_needs(rule, spacing, late, longest_wait):
-    assert (rule.spacing, rule.late, rule.longest_wait) == (spacing, late, longest_wait)
+def test_a_rule_says_what_a_waiter_needs_and_how_far_apart_calls_are_after_a_pause(
+    make, needs, gap
+):
+    rule = make()
+    assert (rule.spacing, rule.late, rule.longest_wait) == needs
     assert isinstance(rule.late, int)
-
-
-@rows(
-    ("rule", "gap"),
-    [
-        (Gcra(1000, 256, 128), 0),
-        (SlidingWindow(1280, 4), 320),
-        (CostWindow(1280, 5), 12),
-        (SpendCap(5), 0),
-        (TOGETHER, 320),
-    ],
-)
-def test_a_rule_says_how_far_apart_calls_are_kept_after_a_pause(rule, gap):
     assert rule.before_pause(rule.new_state(), 10_000, 10_000) == gap
 
 

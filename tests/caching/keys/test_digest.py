@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from opero.caching.keys import FAST_TYPES, digest, encode, fast_part
-from opero.caching.keys.canonical import pair_head, pairs_digest
+from opero.caching.keys.canonical import MAX_DEPTH, pair_head, pairs_digest
+from opero.caching.keys.content import Unkeyable
 
 pytestmark = pytest.mark.internal
 
@@ -35,6 +36,24 @@ def test_digest_is_the_hash_of_the_encoding_for_small_and_large_values() -> None
 def test_digest_of_pairs_is_that_of_a_tuple_of_tuples() -> None:
     heads = [pair_head(name) for name in ("x", "y")]
     assert pairs_digest(heads, [1, [2.5]]) == digest((("x", 1), ("y", [2.5])))
+
+
+def test_values_as_deep_as_allowed_have_a_digest() -> None:
+    deep: list[Any] = []
+    for _ in range(MAX_DEPTH - 1):
+        deep = [deep]
+    assert digest(deep)
+    with pytest.raises(Unkeyable, match=r": list is nested deeper than 100 levels"):
+        digest([deep])
+
+
+class Odd(type):
+    __hash__ = None  # type: ignore[assignment]
+
+
+def test_what_breaks_while_it_is_read_has_no_digest() -> None:
+    with pytest.raises(Unkeyable, match=r"^tests\..*test_digest\.Type could not .* \(TypeError\)$"):
+        digest(Odd("Type", (), {"__module__": __name__})())
 
 
 @pytest.mark.parametrize("value", [1, "a", b"a", True, None], ids=repr)

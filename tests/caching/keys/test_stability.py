@@ -89,6 +89,7 @@ GOLDEN: dict[str, str] = {
     '{"b": 1, "a": [2]}': "7795978e35cf4172cf29fea8c55db6cb198fd6c5",
     '{1: "a", "1": "b", None: "c", (1, 2): {}}': "959c50139b117cb011fdcda2fb9f0c123a9b4ef8",
     '{"a", "b", "c"}': "ec9501c8b3bbe2fa2ee7979c24fbbf15995c3240",
+    '{"b", "aa"}': "d46c7b2f664b287c082cc4ccc4fc0d0ab92c33a1",
     '{1, "a", (2.5,), None}': "78033e59a0a9dd0e03b6bd7a7b8aaf6191137482",
     "frozenset({1, 2, 3})": "d6f0ca76314075034a00e796e1681e25f7672706",
     "range(1, 10, 2)": "4b8f77cef905b784ed5c6d0e78a26afae3f8c62c",

@@ -49,7 +49,6 @@ class Unkeyable(Exception):  # noqa: N818 - a signal inside opero, not what user
     """
 
     def __init__(self, culprit: str, reason: str = "has no content to build a key from") -> None:
-        super().__init__(culprit, reason)
         self.culprit = culprit
         self.reason = reason
         self.path: tuple[str | int, ...] = ()
