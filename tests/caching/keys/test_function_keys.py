@@ -519,7 +519,7 @@ def test_a_recursive_inner_function_has_a_name():
 
 
 def test_a_function_bound_to_something_without_content_is_unkeyable():
-    with pytest.raises(UnkeyableError, match=r"functions share.*\(0\.n\.1: _thread\.lock has no"):
+    with pytest.raises(UnkeyableError, match=r"functions share.*\(n\.1: _thread\.lock has no"):
         named(factory([1, threading.Lock()]))
 
 

@@ -438,6 +438,21 @@ def test_nothing_stays_open_after_many_maps(program: Program, before: str) -> No
     assert program.run(text, before) == "True ''\n"
 
 
+def test_a_stream_that_is_under_way_when_the_interpreter_ends_is_closed(program: Program) -> None:
+    text = """
+    import time
+    from opero import operomap
+
+    @operomap(mode="process", cache=False, workers=2)
+    def work(n):
+        time.sleep(100 * n)
+
+    stream = work.stream(range(9))
+    print(next(stream))
+    """
+    assert program.run(text) == "None\n"
+
+
 @ways
 def test_nothing_stays_open_after_maps_that_cannot_begin(program: Program, before: str) -> None:
     text = """

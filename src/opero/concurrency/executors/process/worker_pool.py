@@ -389,12 +389,13 @@ class ProcessEngine:
         """Report what a dead worker leaves, once."""
         if worker not in self._workers:
             return
-        self._workers.remove(worker)
         while not worker.closed and worker.conn.peek() is not None:
             self._receive(worker)
+        self._workers.remove(worker)
         self._sources.pop(worker.conn.fileno(), None)
         self._sources.pop(worker.sentinel, None)
-        said = worker.said
+        failed = not worker.up and worker.why is None
+        said = worker.said if failed else ""
         self._reports += self._judge(worker)
         worker.close()
         for pending in worker.pending.values():
@@ -403,7 +404,7 @@ class ProcessEngine:
             self._forget(worker.server)
         if worker.failure is not None:
             raise WorkerStartError(worker.failure, worker.exitcode)
-        if not worker.up and worker.why is None:
+        if failed:
             self._count_failed_start(said or worker.server.said(), worker.exitcode)
 
     def _judge(self, worker: WorkerHandle) -> list[Lost]:
@@ -455,7 +456,8 @@ class ProcessEngine:
             for worker in self._workers:
                 worker.kill("stopped")
             while self._workers and (left := end - time.monotonic()) > 0:
-                with suppress(WorkerStartError):
+                # At the end of the interpreter, nothing can be imported for a message any more.
+                with suppress(WorkerStartError, ImportError):
                     self._turn(left)
                 self._reports.clear()
         finally:
