@@ -49,12 +49,13 @@ def bounded(request: pytest.FixtureRequest, face: Any) -> Any:
 # --- pauses -----------------------------------------------------------------------------------------
 
 
-def test_no_pause_is_begun_that_would_outlast_it(bounded: Any, clock: Any) -> None:
+@pytest.mark.parametrize("seconds", [25, 30])
+def test_no_pause_is_begun_that_would_outlast_it(bounded: Any, clock: Any, seconds: int) -> None:
     with (
         pytest.raises(ConnectionError) as caught,
         capture_events(events.DeadlinePassed) as received,
     ):
-        bounded(25, fail, retries=9, min_delay=10, max_delay=10)
+        bounded(seconds, fail, retries=9, min_delay=10, max_delay=10)
     assert clock.elapsed == 20
     assert len(failures(caught.value)) == 3
     (note,) = caught.value.__notes__

@@ -65,6 +65,33 @@ def test_explain_says_so_once_it_is_known(face: Any, nested: Any) -> None:
     assert "() within it retries too, so calls multiply" in outer.explain()
 
 
+def test_explain_names_five_of_them_at_most() -> None:
+    def failing(name: str) -> Any:
+        body = flaky("ok", failures=9)
+        body.__name__ = name
+        return opero(cache=False, retries=1, min_delay=0)(body)
+
+    inner = [failing(f"inner_{n}") for n in range(6)]
+    outer = opero(cache=False, retries=1, min_delay=0)(lambda n: inner[n]())
+    for n in range(6):
+        with pytest.raises(ConnectionError):
+            outer(n)
+    assert [f"inner_{n}()" in outer.explain() for n in range(6)] == [True] * 5 + [False]
+
+
+def test_an_error_that_the_function_itself_has_ended_with_before_is_retried_again() -> None:
+    error = ConnectionError("no route")
+
+    def broken() -> None:
+        raise error
+
+    fn = opero(cache=False, retries=1, min_delay=0, retry_nested=False)(broken)
+    for calls in (2, 4):
+        with pytest.raises(ConnectionError):
+            fn()
+        assert fn.stats.calls == calls
+
+
 def test_explain_knows_a_decorated_function_that_is_decorated_again() -> None:
     shown = opero(cache=False, retries=1)(opero(cache=False, retries=2)(fail)).explain()
     assert "fail() within it retries too, so calls multiply" in shown

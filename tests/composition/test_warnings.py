@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -31,6 +32,13 @@ def test_a_broken_wait_strategy_is_reported_at_the_call() -> None:
     with pytest.warns(OperoWarning, match="wait strategy raised ZeroDivisionError") as caught:
         assert fetch() == "ok"
     assert caught[0].filename == __file__
+
+
+def test_a_wait_that_does_not_end_is_reported_and_replaced() -> None:
+    fetch = opero(cache=False, wait=lambda state: math.inf, min_delay=0)(flaky("ok", failures=1))
+    text = "the wait strategy raised ValueError: the usual pauses are used instead$"
+    with pytest.warns(OperoWarning, match=text):
+        assert fetch() == "ok"
 
 
 def test_a_broken_stop_strategy_is_reported_and_ends_the_attempts() -> None:

@@ -132,6 +132,32 @@ def test_an_item_is_what_its_key_says(run: Path) -> None:
     assert RAN == [1, 2, 3]
     with pytest.raises(OperoUsageError, match="item_key="):
         over(run, read)([Page(1)])
+    with pytest.raises(OperoUsageError, match="as text or a number, from item_key="):
+        over(run, read, item_key=lambda page: page.lock)([Page(1)])
+
+
+def test_a_function_bound_to_what_has_no_content_is_refused_with_what_helps(run: Path) -> None:
+    class Client:
+        def __init__(self) -> None:
+            self.lock = threading.Lock()
+
+        def __call__(self, x: int) -> int:
+            RAN.append(x)
+            return x
+
+    client = Client()
+
+    def call(x: int) -> int:
+        return client(x)
+
+    for fn in (client, client.__call__, call):
+        # No key for the items would tell this client from another one.
+        with pytest.raises(OperoUsageError, match="as an argument which cache_ignore") as caught:
+            over(run, fn, item_key=str)([1])
+        assert "item_key" not in str(caught.value)
+        assert "Client has no content" in str(caught.value)
+    mapped = over(run, lambda x, client: client(x), cache_ignore=("client",))
+    assert (mapped([1], client), mapped([1], Client()), RAN) == ([1], [1], [1])
 
 
 def test_clients_among_the_arguments_are_left_out_by_name(run: Path) -> None:

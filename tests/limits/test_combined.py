@@ -73,6 +73,9 @@ def test_of_several_windows_only_the_shortest_is_spaced():
     rule = rule_of_text("500/minute & 10/s & 1000/day")
     assert isinstance(rule, CombinedLimit)
     assert [type(part) for part in rule.parts] == [SlidingWindow, Gcra, SlidingWindow]
+    quick = rule_of_text("100/s & 50/minute")
+    assert isinstance(quick, CombinedLimit)
+    assert [type(part) for part in quick.parts] == [Gcra, SlidingWindow]
     smooth = rule_of_text("500/minute & 10/s", smooth=True)
     assert isinstance(smooth, CombinedLimit)
     assert {type(part) for part in smooth.parts} == {Gcra}

@@ -222,17 +222,17 @@ def test_nonsense_is_no_signature(signature):
 
 
 def together() -> Rule:
-    return CombinedLimit((Gcra(1000, 256, 128), SlidingWindow(1280, 4), SpendCap(5)))
+    return CombinedLimit((Gcra(1000, 256, 128), SlidingWindow(1280, 3), SpendCap(5)))
 
 
 @rows(
     ("make", "needs", "gap"),
     [
         (lambda: Gcra(1000, 256, 128), (256, 130, 256), 0),
-        (lambda: SlidingWindow(1280, 4), (0, 10, 1280), 320),
-        (lambda: CostWindow(1280, 5), (0, 10, 1320), 12),
+        (lambda: SlidingWindow(1280, 3), (0, 10, 1280), 426),
+        (lambda: CostWindow(12800, 5), (0, 103, 13200), 128),
         (lambda: SpendCap(5), (0, NEVER, 0), 0),
-        (together, (256, 10, 1280), 320),
+        (together, (256, 10, 1280), 426),
     ],
 )
 def test_a_rule_says_what_a_waiter_needs_and_how_far_apart_calls_are_after_a_pause(
@@ -394,8 +394,8 @@ def test_a_cost_counts_until_the_last_moment_of_its_part_has_left_the_window():
     assert [rule.used(state, now) for now in (0, 10, 11)] == [100, 100, 0]
 
 
-def test_the_least_cost_of_a_window_is_one_unit():
-    assert CostWindow.of(Rate(1e-9, 1)).capacity == 1
+def test_the_least_cost_of_a_window_is_one_unit_and_the_shortest_one_a_nanosecond():
+    assert CostWindow.of(Rate(1e-9, 1e-10)) == CostWindow(period=1, capacity=1)
 
 
 @pytest.mark.parametrize("counts", [False, True])

@@ -242,6 +242,15 @@ def read_plain(message: Buffer, buffers: Buffer) -> Any:
     return value
 
 
+def read_raw(message: Buffer) -> Any:
+    """Return the value of a message that another program made; its texts are bytes.
+
+    Raises:
+        ValueError: It is none.
+    """
+    return msgpack.unpackb(message, raw=True)
+
+
 def _scan(message: Buffer) -> None:
     """Raise unless all items that a message announces are there: room is made for them before they are read."""
     scanner = msgpack.Unpacker(max_buffer_size=len(message))

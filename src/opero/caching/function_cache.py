@@ -182,7 +182,10 @@ class FunctionCache:
                 raise
             return None
         if key is None:
-            self.keys.function.declared.bind(*args, **kwargs)  # raises: they do not fit
+            try:
+                self.keys.function.declared.bind(*args, **kwargs)
+            except TypeError as error:
+                raise TypeError(f"{self.function}() {error}") from None
         return key
 
     # --- refreshing -------------------------------------------------------------------------------

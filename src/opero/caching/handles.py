@@ -133,7 +133,7 @@ class CacheHandle:
         """
         key = None if self._cache is None else self._cache.key_of(args, kwargs)
         if self._cache is None or key is None:
-            raise OperoUsageError("The function is not cached, so its calls have no keys.")
+            raise OperoUsageError("Such a call is not cached, so it has no key.")
         return CallKey(self._cache, key)
 
     def info(self) -> CacheInfo:

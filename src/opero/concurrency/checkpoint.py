@@ -57,11 +57,12 @@ def checkpoints_of(info: FunctionInfo, options: MapOptions) -> OpenCheckpoint:
         except UnkeyableError as error:
             why = str(error).partition(". ")[0]
             raise OperoUsageError(
-                f"checkpoint={options.checkpoint!r} cannot tell the items of {info.name}() apart: {why}. Say what an "
-                "item is with item_key=…, and leave clients and the like out with cache_ignore=(…)."
+                f"checkpoint={options.checkpoint!r} cannot tell the items of {info.name}() apart: {why}. Return what "
+                "an item is, as text or a number, from item_key=…, and leave clients out with cache_ignore=(…)."
             ) from error
 
     def open_one(job: MapJob) -> Checkpoint:
+        prefix()  # may raise, and no key for items would help then
         file = CheckpointFile(options.checkpoint or "")
         return Checkpoint(info.name, file, functools.partial(key_of, job))
 

@@ -211,7 +211,7 @@ def judge_lost(
 def _lost_error(job: MapJob, lost: Lost) -> OperoError:
     name = job.pipeline.info.name
     if lost.why == "deadline":
-        return DeadlineError(f"{name}() ran out of time in its worker process")
+        return DeadlineError(f"{name}() ran out of time before its worker was done")
     if lost.why == "timeout":
         return CallTimeoutError(name, job.item_timeout or 0.0)
     return WorkerLostError(name, lost.why, lost.pid, lost.exitcode, lost.said)

@@ -408,7 +408,7 @@ class Retry:
         """Return why there is no other attempt, although it is wanted; else take it out of the budget."""
         if call.deadline is not None and now + delay >= call.deadline:
             overdue(call, self._emitter, "before the next attempt")
-            end = f"the end of a pause of {format_seconds(round(delay, 3))}"
+            end = f"the end of a pause of {format_seconds(delay)}"
             return f"the deadline comes before {end if delay else 'the next attempt'}"
         name = self._info.single_use_argument(call.args, call.kwargs)
         if name is not None:

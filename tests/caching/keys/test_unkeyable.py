@@ -73,6 +73,10 @@ def nameless_module() -> Any:
     return module
 
 
+def of_unhashable_type() -> Any:
+    return OfUnhashableType()
+
+
 def distance_in(unit: str) -> type[Any]:
     @dataclasses.dataclass
     class Distance:
@@ -168,12 +172,14 @@ UNKEYABLE: dict[str, typing.Callable[[], Any]] = {
     "frame": sys._getframe,
     "code": lambda: function.__code__,
     "numpy generator": lambda: np.random.default_rng(0),
+    "of a type without a hash": of_unhashable_type,
     "raising": lambda: Raising(0),
     "released view": lambda: (view := memoryview(b"a"), view.release())[0],
 }
 
 
 REASONS: dict[str, str] = {
+    "of a type without a hash": f"{__name__}.OfUnhashableType, which could not be read (TypeError)",
     "raising": f"{__name__}.Raising, which could not be read (OSError)",
     "iterator": "list_iterator, which has no content to build a key from",
     "module without a place": "module, which cannot be imported by its name",

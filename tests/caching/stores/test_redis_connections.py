@@ -11,18 +11,19 @@ import threading
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
 
-from opero.caching.stores import redis_connections
-from opero.caching.stores.base import Backoff
+from opero import clear_cache, opero
+from opero.caching.stores import redis, redis_connections
+from opero.caching.stores.base import Backoff, open_store
 from opero.caching.stores.redis import RedisStore
 from opero.errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable, Iterator
 
     from tests.redis_server import RedisServer
 
@@ -221,8 +222,8 @@ def test_a_refusal_among_many_answers_is_raised_and_the_connection_goes_on(
     store.set("k", b"1", None)
     before = clients(server)
     with pytest.raises(StoreError, match="ResponseError"):
-        store._ask(("GET", "x"), ("LPUSH", b"opero:cache:k", "1"), ("SET", "x", "2"))
-    assert store._ask(("GET", "x"), ("GET", b"opero:cache:k")) == [b"2", b"1"]
+        store._ask(redis._VALUE, ("GET", "x"), ("LPUSH", b"opero:cache:k", "1"), ("SET", "x", "2"))
+    assert store._ask(bytes, ("GET", "x"), ("GET", b"opero:cache:k")) == [b"2", b"1"]
     assert clients(server) == before
 
 
@@ -286,6 +287,41 @@ def test_what_is_asked_over_a_connection_that_breaks_is_asked_again(store: Redis
     store.close()
 
 
+@contextmanager
+def answering(*pieces: bytes, pause: float = 0.0) -> Iterator[str]:
+    """The address of a server that answers whatever it gets with these pieces."""
+    clients: list[socket.socket] = []
+
+    def talk(client: socket.socket) -> None:
+        with client, suppress(OSError):
+            while client.recv(1000):
+                for piece in pieces:
+                    client.sendall(piece)
+                    time.sleep(pause)
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                clients.append(listening.accept()[0])
+                threads.submit(talk, clients[-1])
+
+    with ThreadPoolExecutor() as threads, socket.create_server(("127.0.0.1", 0)) as listening:
+        serving = threads.submit(serve)
+        yield f"redis://127.0.0.1:{listening.getsockname()[1]}"
+        listening.shutdown(socket.SHUT_RDWR)
+        serving.result(20)
+        for client in clients:
+            with suppress(OSError):
+                client.shutdown(socket.SHUT_RDWR)
+
+
+WAYS = pytest.mark.parametrize(
+    "get", [RedisStore.get, lambda store, key: asyncio.run(store.aget(key))], ids=["thread", "loop"]
+)
+
+
+@WAYS
+@pytest.mark.parametrize("database", [0, 1])
 @pytest.mark.parametrize(
     "answer",
     [
@@ -293,25 +329,90 @@ def test_what_is_asked_over_a_connection_that_breaks_is_asked_again(store: Redis
         b"$ten\r\n",
         b":\r\n",
         b"*1\r\n$1\r\n1\r\n",
+        b"*99999999\r\n" + b"*1\r\n" * 1000,
+        b"$99999999999\r\n",
+        b"$" + b"9" * 5000 + b"\r\n",
+        b"+" + bytes(1 << 17),
     ],
+    ids=range(8),
 )
 def test_a_server_that_is_no_redis_is_one_that_cannot_be_reached(
-    answer: bytes, caplog: pytest.LogCaptureFixture
+    get: Callable[[RedisStore, str], object],
+    database: int,
+    answer: bytes,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def serve() -> None:
-        with suppress(OSError):
-            while True:
-                client, _ = listening.accept()
-                with client, suppress(OSError):
-                    while client.recv(1000):
-                        client.sendall(answer)
-
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = threading.Thread(target=serve)
-        server.start()
-        store = RedisStore(f"redis://127.0.0.1:{listening.getsockname()[1]}/1")
+    with answering(answer) as url:
+        store = RedisStore(f"{url}/{database}")
         with pytest.raises(StoreError, match="cannot be reached"):
-            asyncio.run(store.aget("k"))
-        listening.shutdown(socket.SHUT_RDWR)
-        server.join()
+            get(store, "k")
+        store.close()
     assert not caplog.records
+
+
+@WAYS
+def test_an_answer_that_trickles_is_not_waited_for(
+    get: Callable[[RedisStore, str], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_connections, "_ANSWER", 0.05)
+    with answering(b"$50\r\n", *[b"x"] * 50, b"\r\n", pause=0.01) as url:
+        store = RedisStore(url)
+        with pytest.raises(StoreError, match="does not answer"):
+            get(store, "k")
+        store.close()
+
+
+@pytest.mark.parametrize(
+    "answer", [b":5\r\n", b"+OK\r\n", b"$-1\r\n", b"$1\r\n\x92\r\n", b"$4\r\n\x92\x01\x91\x01\r\n"]
+)
+def test_answers_of_another_kind_are_errors_of_the_store_by_its_name(answer: bytes) -> None:
+    with answering(answer) as url:
+        f = opero(cache_backend=url, retries=0)(lambda x: x + 1)
+        assert f(1) == 2
+        assert f.cache.info().size is None
+        for clear in (f.cache.clear, lambda: clear_cache(backend=url)):
+            with pytest.raises(StoreError, match=f"{url} does not answer as Redis does"):
+                clear()
+        open_store(url).close()
+
+
+def test_what_other_programs_keep_there_under_no_text_is_listed(
+    store: RedisStore, server: RedisServer
+) -> None:
+    server.do("SET", b"opero:cache:\xff", b"x")
+    assert [item.key for item in store.scan("")] == ["\\xff"]
+    store.close()
+
+
+def test_tasks_that_wait_for_one_that_is_cancelled_while_it_connects_get_a_connection() -> None:
+    """Neither the connection that is given up nor the one that follows is left open."""
+
+    async def main() -> None:
+        greeted, ended = asyncio.Queue[None](), asyncio.Queue[None]()
+        goes_on = asyncio.Event()
+
+        async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while received := await reader.read(1000):
+                if b"SELECT" in received:
+                    greeted.put_nowait(None)
+                    await goes_on.wait()
+                answers = b"+OK\r\n" * received.count(b"SELECT")
+                with suppress(ConnectionError):
+                    writer.write(answers + b"$1\r\nx\r\n" * received.count(b"GETRANGE"))
+            writer.close()
+            ended.put_nowait(None)
+
+        async with await asyncio.start_server(talk, "127.0.0.1", 0) as server:
+            store = RedisStore(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/1")
+            tasks = [asyncio.create_task(store.aget("k")) for _ in range(5)]
+            for opener in tasks[:2]:
+                await greeted.get()
+                opener.cancel()
+            await greeted.get()
+            goes_on.set()
+            assert await asyncio.gather(*tasks[2:]) == [b"x"] * 3
+            await store._loops[asyncio.get_running_loop()].closer.aclose()
+            for _ in range(3):
+                await ended.get()
+
+    asyncio.run(asyncio.wait_for(main(), 20))

@@ -27,9 +27,16 @@ import numpy as np
 import pytest
 import twat_mp
 
-from opero import RateLimiter, event_bus, opero, operomap
+from opero import RateLimiter, deadline, event_bus, opero, operomap, remaining
 from opero.concurrency.executors.futures import PROTOCOL, run_chunk
-from opero.errors import MapError, MapStopped, OperoError, OperoUsageError, WorkerLostError
+from opero.errors import (
+    DeadlineError,
+    MapError,
+    MapStopped,
+    OperoError,
+    OperoUsageError,
+    WorkerLostError,
+)
 
 pytestmark = pytest.mark.internal
 
@@ -258,6 +265,37 @@ def test_futures_that_refuse_to_be_cancelled_do_not_keep_a_map_from_ending() -> 
         mapped_here(items())
 
 
+# --- deadlines ------------------------------------------------------------------------------------
+
+
+def test_a_deadline_ends_a_map_on_an_executor_that_never_runs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("opero.concurrency.executors.futures._LATE", 0)
+    never = mapped(Stubborn(), abs, workers=1)
+    with deadline(0.05), pytest.raises(DeadlineError):
+        never(range(9))
+    with deadline(0.05):
+        assert len(never.map(range(9)).failures) == 9
+
+
+def test_a_deadline_ends_a_map_whose_threads_are_busy_with_other_things() -> None:
+    free = threading.Event()
+    with ThreadPoolExecutor(1) as executor:
+        executor.submit(free.wait)
+        with deadline(0.05), pytest.raises(DeadlineError):
+            mapped(executor, abs)(range(9))
+        with deadline(0.05):
+            assert len(mapped(executor, abs).map(range(9)).failures) == 9
+        free.set()
+
+
+def test_a_deadline_holds_for_the_calls_in_workers(executor: Executor) -> None:
+    with deadline(1000):
+        (left,) = mapped(executor, lambda x: remaining())([1])
+    assert 0 < left <= 1000
+
+
 # --- executors that a map makes for itself --------------------------------------------------------
 
 
@@ -322,6 +360,25 @@ def test_a_broken_executor_of_a_factory_is_replaced_also_where_it_takes_no_task(
 
     assert mapped(pool, lambda x: -x, chunksize=1)(range(5)) == [0, -1, -2, -3, -4]
     assert len(made) == 2
+
+
+def test_an_executor_of_a_factory_that_does_not_shut_down_is_left_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("opero.concurrency.loop._GRACE", 0.05)
+    free = threading.Event()
+
+    class Hangs(Courier):
+        # Not every executor knows `cancel_futures`.
+        def shutdown(self, wait: bool = True, **unknown: object) -> None:
+            assert not unknown
+            free.wait()
+
+    def make() -> Executor:
+        return Hangs()
+
+    assert mapped(make, lambda x: -x)(range(5)) == [0, -1, -2, -3, -4]
+    free.set()
 
 
 def test_what_a_factory_makes_must_be_an_executor() -> None:

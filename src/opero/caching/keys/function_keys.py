@@ -309,10 +309,11 @@ def function_id(info: Any, version: str | int | None = None) -> str:
         try:
             name += f"#{digest(bound).hex()}"
         except Unkeyable as signal:
+            signal.path = signal.path[1:]
             raise UnkeyableError(
-                f"{info.name}() cannot be cached in a store that functions share: it is bound to "
-                f"something without content "
-                f'({signal}). Pass that as an argument, or use cache_backend="memory".'
+                f"{info.name}() cannot be told apart from others of its name in a store that functions share or a "
+                f"checkpoint: it is bound to something without content ({signal}). Pass that as an argument which "
+                'cache_ignore=(…) leaves out, or use cache_backend="memory" and no checkpoint.'
             ) from None
     return name if version is None else f"{name}@{_escaped(str(version))}"
 

@@ -13,10 +13,12 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs, urlsplit
 from weakref import WeakKeyDictionary
 
+from opero.caching.codec import read_raw
 from opero.caching.stores.base import LONGEST_LEASE, Backoff, KeyOwner, Row, StoredItem, portions
 from opero.caching.stores.redis_connections import (
     Command,
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
 
 
 ACROSS_HOSTS: Final = True
+
+_Kind = type | tuple[type, ...]
+_VALUE: Final = (bytes, NoneType)
 
 _VARIABLE: Final = "OPERO_REDIS_URL"
 _DEFAULT: Final = "redis://localhost:6379/0"
@@ -123,28 +128,28 @@ class RedisStore:
 
     def get(self, key: str) -> bytes | None:
         """Return what was stored last, None if there is nothing."""
-        return self._bounded(self._ask(self._get(key))[0])
+        return self._bounded(self._ask(_VALUE, self._get(key))[0])
 
     def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
         """Do what `get` does for many keys."""
-        return [self._bounded(answer) for answer in self._ask(*map(self._get, keys))]
+        return [self._bounded(answer) for answer in self._ask(_VALUE, *map(self._get, keys))]
 
     def set(self, key: str, blob: bytes, ttl: float | None) -> None:
         """Store bytes in place of any others."""
-        self._ask(_put(key, blob, ttl))
+        self._ask(bytes, _put(key, blob, ttl))
 
     def set_many(self, rows: Sequence[Row]) -> None:
         """Store bytes under many keys."""
         for portion in portions(rows):
-            self._ask(*(_put(*row) for row in portion))
+            self._ask(bytes, *(_put(*row) for row in portion))
 
     def delete(self, key: str) -> bool:
         """Remove one key and return whether it was there."""
-        return bool(self._ask(("UNLINK", _entry(key)))[0])
+        return bool(self._ask(int, ("UNLINK", _entry(key)))[0])
 
     def clear(self, prefix: str) -> int:
         """Remove the keys that begin with a text and return how many there were."""
-        return sum(self._ask(("UNLINK", *names))[0] for names in self._scan(prefix) if names)
+        return sum(self._ask(int, ("UNLINK", *names))[0] for names in self._scan(prefix) if names)
 
     def scan(self, prefix: str) -> Iterator[StoredItem]:
         """Iterate over the keys that begin with a text."""
@@ -164,26 +169,26 @@ class RedisStore:
 
     def acquire(self, owners: Sequence[KeyOwner], seconds: float) -> list[bool]:
         """Take or extend leases, in one trip."""
-        return [bool(answer) for answer in self._ask(*(_acquire(*o, seconds) for o in owners))]
+        return [bool(answer) for answer in self._ask(int, *(_acquire(*o, seconds) for o in owners))]
 
     def release(self, owners: Sequence[KeyOwner]) -> None:
         """Give leases back, in one trip."""
-        self._ask(*(_release(*owner) for owner in owners))
+        self._ask(int, *(_release(*owner) for owner in owners))
 
     # --- for event loops --------------------------------------------------------------------------
 
     async def aget(self, key: str) -> bytes | None:
         """As `get`."""
-        return self._bounded((await self._aask(self._get(key)))[0])
+        return self._bounded((await self._aask(_VALUE, self._get(key)))[0])
 
     async def aset_many(self, rows: Sequence[Row]) -> None:
         """As `set_many`."""
         for portion in portions(rows):
-            await self._aask(*(_put(*row) for row in portion))
+            await self._aask(bytes, *(_put(*row) for row in portion))
 
     async def aacquire(self, owners: Sequence[KeyOwner], seconds: float) -> list[bool]:
         """As `acquire`."""
-        return list(map(bool, await self._aask(*(_acquire(*o, seconds) for o in owners))))
+        return list(map(bool, await self._aask(int, *(_acquire(*o, seconds) for o in owners))))
 
     # --- upkeep -----------------------------------------------------------------------------------
 
@@ -202,8 +207,8 @@ class RedisStore:
 
     # --- asking -----------------------------------------------------------------------------------
 
-    def _ask(self, *commands: Command) -> list[Any]:
-        """Send commands in one trip and return their answers; the first refusal is raised."""
+    def _ask(self, kind: _Kind, *commands: Command) -> list[Any]:
+        """Send commands in one trip and return their answers, which are of a kind; the first refusal is raised."""
         if not commands:
             return []
         self._backoff.check()
@@ -211,9 +216,9 @@ class RedisStore:
             answers = self._threads.ask(commands)
         except Exception as error:
             raise self._failure(error) from error
-        return self._answered(answers)
+        return self._answered(kind, answers)
 
-    async def _aask(self, *commands: Command) -> list[Any]:
+    async def _aask(self, kind: _Kind, *commands: Command) -> list[Any]:
         """Do the same for an event loop."""
         self._backoff.check()
         try:
@@ -226,14 +231,19 @@ class RedisStore:
             answers = await connection.ask(loop, commands)
         except Exception as error:
             raise self._failure(error) from error
-        return self._answered(answers)
+        return self._answered(kind, answers)
 
-    def _answered(self, answers: list[Any]) -> list[Any]:
+    def _answered(self, kind: _Kind, answers: list[Any]) -> list[Any]:
         self._backoff.over()
         for answer in answers:
-            if isinstance(answer, Exception):
-                raise self._failure(answer) from answer
+            if not isinstance(answer, kind):
+                if isinstance(answer, Exception):
+                    raise self._failure(answer) from answer
+                raise self._nonsense()
         return answers
+
+    def _nonsense(self) -> StoreError:
+        return StoreError(f"{mask_url(self._url)} does not answer as Redis does")
 
     def _failure(self, error: Exception) -> StoreError:
         """Return a failure in the words of the protocol, and begin a pause if the server is down."""
@@ -262,19 +272,22 @@ class RedisStore:
         """Yield the server's keys that begin with a text, none of whose characters is a wildcard."""
         pattern = _WILD.sub(rb"\\\g<0>", _entry(prefix)) + b"*"
         cursor: Any = 0
-        while True:
-            ((cursor, names),) = self._ask(("SCAN", cursor, "MATCH", pattern, "COUNT", _BATCH))
+        while cursor != b"0":
+            (packed,) = self._ask(bytes, ("EVAL", _SCAN, 0, cursor, pattern, _BATCH))
+            try:
+                cursor, names = read_raw(packed)
+                b"".join((cursor, *names))  # that is, they are bytes
+            except (TypeError, ValueError) as error:
+                raise self._nonsense() from error
             yield names
-            if not int(cursor):
-                return
 
     def _items(self, names: list[bytes]) -> list[StoredItem]:
-        sizes = self._ask(*(("STRLEN", name) for name in names))
-        left = self._ask(*(("PTTL", name) for name in names))
+        sizes = self._ask(int, *(("STRLEN", name) for name in names))
+        left = self._ask(int, *(("PTTL", name) for name in names))
         now = time.time()
         return [
             StoredItem(
-                name[len(_ENTRIES) :].decode("utf-8", "surrogatepass"),
+                _key_of(name),
                 size,
                 None if milliseconds < 0 else now + milliseconds / 1000,
             )
@@ -290,6 +303,11 @@ _LEASES: Final = b"opero:lease:"
 _WILD: Final = re.compile(rb"[*?\[\]\\]")
 _GONE: Final = -2
 """What Redis answers for the lifetime of a key that is not there."""
+
+# As one value: whoever reads the answers need not know of answers within answers.
+_SCAN: Final = (
+    "return cmsgpack.pack(redis.call('SCAN', ARGV[1], 'MATCH', ARGV[2], 'COUNT', ARGV[3]))"
+)
 
 # A key without an end, or with one that is too far away, is no lease of opero's.
 _ACQUIRE: Final = """\
@@ -308,6 +326,14 @@ return 0"""
 def _entry(key: str) -> bytes:
     """Return the server's key of an entry. File names in a key may hold what is no Unicode."""
     return _ENTRIES + key.encode("utf-8", "surrogatepass")
+
+
+def _key_of(name: bytes) -> str:
+    """Do the reverse; other programs may have keys with what is no text at all."""
+    try:
+        return name[len(_ENTRIES) :].decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        return name[len(_ENTRIES) :].decode("utf-8", "backslashreplace")
 
 
 def _put(key: str, blob: bytes, ttl: float | None) -> Command:

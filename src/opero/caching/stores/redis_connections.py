@@ -1,7 +1,8 @@
 # this_file: src/opero/caching/stores/redis_connections.py
 """Send commands to a Redis server, past the clients and pools of the library `redis`: those cost more than a command.
 
-A command is tried once and does not wait long: what would be a stall of seconds is a miss.
+A command is tried once and does not wait long: what would be a stall of seconds is a miss. A server is not trusted:
+whatever it sends takes no more time and memory than an entry may.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import functools
 import math
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,12 +26,18 @@ Command = tuple[Any, ...] | bytes
 
 _CONNECT: Final = 1.0
 _ANSWER: Final = 1.0
-"""Seconds. For threads the latter is between two pieces of an answer, so that large values may take longer."""
+_RATE: Final = 1 << 18
+"""Seconds to connect, and for each `_RATE` bytes of an answer, so that large values may take longer."""
 
 FRESH_SECONDS: Final = 60.0
 """How long a connection may have been idle: routers and firewalls forget old ones."""
 
 _PIECE: Final = 1 << 20
+
+_LARGEST: Final = 1 << 29
+"""Bytes of a value: Redis holds no larger one."""
+_LONGEST_LINE: Final = 1 << 16
+_LONGEST_NUMBER: Final = 20
 
 
 def connector(library: str, url: str) -> Callable[[], Any]:
@@ -52,6 +59,7 @@ def connector(library: str, url: str) -> Callable[[], Any]:
             decode_responses=False,
             # The newer one sends messages that no command has asked for, and logs a line where it fails.
             protocol=2,
+            parser_class=AnswerReader,
         )
 
     return lambda: settings().connection_class(**settings().connection_kwargs)
@@ -73,6 +81,103 @@ def _pieces(connection: Any, commands: Sequence[Command]) -> Iterable[Buffer]:
             view = memoryview(part)
             yield from (view[start : start + _PIECE] for start in range(0, len(part), _PIECE))
     yield b"".join(short)
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+class AnswerParser:
+    """Cuts what a server sends into answers: texts, numbers, values, None, and refusals as errors."""
+
+    def __init__(self) -> None:
+        self._received = bytearray()
+        self._expected = 0  # bytes without which there is no whole answer
+
+    def feed(self, data: bytes) -> Iterator[Any]:
+        """Take what has come, and yield the answers that are complete now.
+
+        Raises:
+            ConnectionError: It is none that Redis gives to the commands of this package.
+        """
+        received = self._received
+        received += data
+        if len(received) < self._expected:
+            return
+        start = self._expected = 0
+        while (end := received.find(b"\r\n", start) + 2) >= 2:
+            line = bytes(received[start : end - 2])
+            answer = _read_line(line)
+            if line[:1] == b"$" and answer is not None:
+                stop = end + answer + 2
+                if len(received) < stop:
+                    self._expected = stop - start
+                    break
+                answer, end = bytes(received[end : stop - 2]), stop
+            start = end
+            yield answer
+        del received[:start]
+        if len(received) > _LONGEST_LINE and not self._expected:
+            raise ConnectionError("a line without an end")
+
+
+def _read_line(line: bytes) -> Any:
+    """Return what a line says: a text, an error, or a number; None for the length of what is not there."""
+    kind, text = line[:1], line[1:]
+    if kind == b"+":
+        return text
+    if kind == b"-":
+        parser = import_module("redis.connection").DefaultParser
+        return parser.parse_error(text.decode(errors="replace"))
+    try:
+        number = int(text[:_LONGEST_NUMBER])
+    except ValueError as error:
+        raise ConnectionError("it is no number") from error
+    if kind == b"$" and number <= _LARGEST:
+        return None if number < 0 else number
+    if kind != b":":
+        raise ConnectionError("it is no answer of Redis, or too large")
+    return number
+
+
+class AnswerReader:
+    """Reads the answers for a connection of the library, in place of its own parsers: those trust the server.
+
+    Args:
+        socket_read_size: Most bytes to receive at once.
+    """
+
+    def __init__(self, socket_read_size: int) -> None:
+        self._read_size = socket_read_size
+        self._socket: Any = None
+        self.on_disconnect()
+
+    def on_connect(self, connection: Any) -> None:
+        """Read from a connection that was opened."""
+        self._socket = connection._sock  # noqa: SLF001 - a parser is handed the connection for that
+
+    def on_disconnect(self) -> None:
+        """Forget what was received."""
+        self._parser, self._ready = AnswerParser(), deque[Any]()
+
+    def read_response(self, **options: object) -> Any:
+        """Return the next answer, also a refusal.
+
+        Raises:
+            OSError: There is none, or it takes too long.
+        """
+        began, count = time.monotonic(), 0
+        while not self._ready:
+            if count and time.monotonic() - began > _ANSWER * (1 + count / _RATE):
+                raise TimeoutError
+            data = self._socket.recv(self._read_size)
+            if not data:
+                raise ConnectionError("the server has closed the connection")
+            count += len(data)
+            self._ready.extend(self._parser.feed(data))
+        answer = self._ready.popleft()
+        if isinstance(answer, Exception) and "ConnectionError" in names_of(answer):
+            raise answer  # as the library's own parsers do
+        return answer
 
 
 class ThreadPool:
@@ -143,9 +248,8 @@ class LoopConnection:
         self._opening = Lock()
         self._transport: Any = None
         self._waiting: deque[tuple[Future[list[Any]], int, list[Any]]] = deque()
-        self._received = bytearray()
-        self._expected = 0  # bytes without which there is no whole answer
-        self._count = 0  # bytes so far
+        self._parser = AnswerParser()
+        self._count = self._written = 0  # bytes so far
         self._used = -math.inf
         self._watched = self._closed = False
         self.closer: AsyncGenerator[None, None] = self._close_with_loop()
@@ -176,6 +280,7 @@ class LoopConnection:
         self._waiting.append((future, len(commands), []))
         for piece in _pieces(self._library, commands):
             transport.write(piece)
+            self._written += len(piece)
         return future
 
     @property
@@ -190,7 +295,8 @@ class LoopConnection:
         self._watched = False
         transport = self._transport
         if transport is not None and self._waiting:
-            now, moved = loop.time(), (self._count, transport.get_write_buffer_size())
+            sent = self._written - transport.get_write_buffer_size()
+            now, moved = loop.time(), (self._count // _RATE, sent // _RATE)
             if moved != before:
                 since = now
             elif now - since >= _ANSWER:
@@ -225,9 +331,10 @@ class LoopConnection:
                         )
                     transport = made[0]
                     if commands := _introduction(library):
-                        answers = await self._send(transport, loop, commands)
-                        if refused := [one for one in answers if isinstance(one, Exception)]:
-                            raise refused[0]  # noqa: TRY301 - what is open is closed below
+                        for answer in await self._send(transport, loop, commands):
+                            if answer != b"OK":
+                                refused = isinstance(answer, Exception)
+                                raise answer if refused else ConnectionError  # noqa: TRY301 - closed below
             except BaseException:
                 self._end(ConnectionError, transport)
                 raise
@@ -244,9 +351,8 @@ class LoopConnection:
             # server takes nothing.
             transport.set_protocol(Protocol())
             transport.abort()
-        self._received.clear()
-        self._expected = 0
-        self._count += 1
+        self._parser = AnswerParser()
+        self._count += _RATE
         while self._waiting:
             future = self._waiting.popleft()[0]
             if not future.done():
@@ -263,63 +369,29 @@ class LoopConnection:
 
     def data_received(self, data: bytes) -> None:
         """Hand out the answers that are complete; end the connection if they are none of Redis."""
-        try:
-            self._hand_out(data)
-        except (ValueError, IndexError):
-            self._end(ConnectionError)
-
-    def _hand_out(self, data: bytes) -> None:
-        received = self._received
-        received += data
         self._count += len(data)
-        if len(received) < self._expected:
-            return
-        start = self._expected = 0
-        while (end := received.find(b"\r\n", start) + 2) >= 2:
-            kind, head = received[start : start + 1], bytes(received[start + 1 : end - 2])
-            answer: Any = head
-            if kind == b"$":
-                size = int(head)
-                if size >= 0:
-                    stop = end + size + 2
-                    if len(received) < stop:
-                        self._expected = stop - start
-                        break
-                    answer, end = bytes(received[end : end + size]), stop
-                else:
-                    answer = None
-            elif kind == b":":
-                answer = int(head)
-            elif kind == b"-":
-                answer = _refusal(head.decode(errors="replace"))
-            elif kind != b"+":
-                raise ValueError(kind)
-            start = end
-            future, wanted, answers = self._waiting[0]
-            answers.append(answer)
-            if len(answers) == wanted:
-                del self._waiting[0]
-                if not future.done():  # else its task was cancelled
-                    future.set_result(answers)
-        del received[:start]
         self._used = time.monotonic()
-
-    def connection_made(self, transport: BaseTransport) -> None:
-        """Wait for the end of the introduction."""
+        try:
+            for answer in self._parser.feed(data):
+                future, wanted, answers = self._waiting[0]
+                answers.append(answer)
+                if len(answers) == wanted:
+                    del self._waiting[0]
+                    self._count += _RATE  # that is progress, however small it is
+                    if not future.done():  # else its task was cancelled
+                        future.set_result(answers)
+        except (ConnectionError, IndexError):
+            self._end(ConnectionError)
 
     def connection_lost(self, error: Exception | None) -> None:
         """End the waits of all callers."""
         self._transport = None
         self._end(ConnectionError)
 
-    def pause_writing(self) -> None:
-        """Go on: what is to be sent is in memory anyway, and a transport that is at its end closes itself."""
+    def _go_on(self, *transport: BaseTransport) -> None:
+        """Do nothing: what is to be sent is in memory anyway, and a transport that is at its end closes itself."""
 
-    def resume_writing(self) -> None:
-        """Go on."""
-
-    def eof_received(self) -> None:
-        """Let the transport close."""
+    connection_made = pause_writing = resume_writing = eof_received = _go_on
 
 
 def _introduction(library: Any) -> list[Command]:
@@ -330,25 +402,6 @@ def _introduction(library: Any) -> list[Command]:
         *([("CLIENT", "SETNAME", library.client_name)] if library.client_name else []),
         *([("SELECT", library.db)] if library.db else []),
     ]
-
-
-_REFUSALS: Final = {
-    "NOAUTH": "AuthenticationError",
-    "WRONGPASS": "AuthenticationError",
-    "NOPERM": "NoPermissionError",
-    "READONLY": "ReadOnlyError",
-    "OOM": "OutOfMemoryError",
-    "LOADING": "BusyLoadingError",
-}
-"""The library's classes by the first word of the server."""
-
-
-def _refusal(text: str) -> Exception:
-    """Return the error that a server answers with."""
-    errors = import_module("redis.exceptions")
-    name = _REFUSALS.get(text.partition(" ")[0], "")
-    refused: Exception = getattr(errors, name, errors.ResponseError)(text)
-    return refused
 
 
 def _read(connection: Any) -> Any:

@@ -14,7 +14,7 @@ import sys
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import (
     BrokenExecutor,
     CancelledError,
@@ -40,9 +40,11 @@ from opero.concurrency.executors.encoding import (
 from opero.concurrency.executors.in_process import ThreadExecutor
 from opero.concurrency.executors.pickling import JobSpec
 from opero.concurrency.item_runner import ItemRunner
+from opero.core.deadline import deadline, remaining
 from opero.errors import MapError, OperoError, OperoUsageError, warn_user
 from opero.events import event_bus
 from opero.limits.shared import registry, unshared_objects
+from opero.utils import ambient
 from opero.utils.steps import BlockingStep, run_async, run_sync
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ if TYPE_CHECKING:
     from opero.utils.steps import StepLogic
 
 
-PROTOCOL: Final = 10
+PROTOCOL: Final = 11
 """Version of the bytes that `run_chunk` takes and returns: map and worker must agree on it."""
 
 _KEPT: Final = 8
@@ -139,12 +141,19 @@ class _Pool:
         else:
             self.executor.restart()
 
-    def end(self, *, graceful: bool) -> None:
-        """End the executor if it was made for the map."""
+    def end(self, *, graceful: bool, timeout: float = 5) -> None:
+        """End the executor if it was made for the map; one that takes longer is left behind."""
         if self._ends:
-            self.executor.shutdown(wait=graceful, cancel_futures=True)
-            if hasattr(self._made, "pool_class"):
-                self._made.__exit__(None, None, None)
+            thread = threading.Thread(target=self._shut_down, args=(graceful,), daemon=True)
+            # None begins any more when the interpreter ends.
+            with contextlib.suppress(RuntimeError):
+                thread.start()
+                thread.join(timeout)
+
+    def _shut_down(self, wait: bool) -> None:
+        self.executor.shutdown(wait=wait)
+        if hasattr(self._made, "pool_class"):
+            self._made.__exit__(None, None, None)
 
 
 class _PathosExecutor:
@@ -176,16 +185,13 @@ class _PathosExecutor:
         future: Future[Any] = Future()
         self._flying.add(future)
         future.add_done_callback(self._flying.discard)
-        future.set_running_or_notify_cancel()
 
         def end(settle: Callable[[Any], object], outcome: Any) -> None:
             with contextlib.suppress(InvalidStateError):  # given up meanwhile
                 settle(outcome)
 
-        done, failed = (
-            functools.partial(end, f) for f in (future.set_result, future.set_exception)
-        )
-        self._pool._serve().apply_async(fn, args, {}, done, failed)  # noqa: SLF001 - `apipe` takes no callbacks
+        ends = [functools.partial(end, f) for f in (future.set_result, future.set_exception)]
+        self._pool._serve().apply_async(fn, args, {}, *ends)  # noqa: SLF001 - `apipe` takes no callbacks
         return future
 
     def check(self) -> None:
@@ -202,7 +208,7 @@ class _PathosExecutor:
         self.shutdown(wait=False)
         self._workers = self._running()
 
-    def shutdown(self, *, wait: bool, cancel_futures: bool = True) -> None:
+    def shutdown(self, *, wait: bool) -> None:
         """End the pool."""
         (self._pool.close if wait else self._pool.terminate)()
         self._pool.join()
@@ -226,12 +232,16 @@ class ThreadPoolMapExecutor(ThreadExecutor):
         self._error: BaseException | None = None
 
     def poll(self, timeout: float | None) -> list[Report]:
-        """Return what the threads have reported.
+        """Return what the threads have reported; at a deadline, what none of them has taken.
 
         Raises:
             MapError: The executor has dropped what it had taken.
         """
-        reports = super().poll(timeout)
+        left = None if self._context is None else self._context.run(remaining)
+        if left == 0 and not self._waiting.empty():
+            # Their calls are refused.
+            self._serve()
+        reports = super().poll(_sooner(timeout, left or None))
         if self._error is not None:
             raise _broken(self._error) from self._error
         return reports
@@ -267,7 +277,12 @@ class ThreadPoolMapExecutor(ThreadExecutor):
         super().close(graceful=graceful, timeout=timeout)
         for future in list(self._serving):
             _cancel(future)
-        self._pool.end(graceful=graceful)
+        self._pool.end(graceful=graceful, timeout=timeout)
+
+
+def _sooner(*limits: float | None) -> float | None:
+    """Return the shortest time of some; None for no limit."""
+    return min((seconds for seconds in limits if seconds is not None), default=None)
 
 
 def _cancel(future: Future[Any]) -> None:
@@ -281,6 +296,8 @@ def _cancel(future: Future[Any]) -> None:
 
 _CHECK: Final = 0.1
 """Seconds between two checks of the processes of a pool that does not report their death."""
+_LATE: Final = 0.5
+"""Seconds after a deadline in which workers may report what they have done; then it is given up."""
 
 
 class FuturesExecutor:
@@ -297,6 +314,7 @@ class FuturesExecutor:
         self._waiting: deque[Chunk] = deque()
         self._flying: dict[int, tuple[Future[Any], range]] = {}
         self._suspect = False
+        self._deadline: float | None = None
         self._ended: SimpleQueue[int | None] = SimpleQueue()
 
     def open(self, job: MapJob) -> None:
@@ -305,6 +323,7 @@ class FuturesExecutor:
         Raises:
             ShippingError: It cannot be pickled.
         """
+        self._deadline = job.deadline
         self._number = uuid.uuid4().hex
         self._blob = JobSpec.of(job).pickled()
 
@@ -319,7 +338,7 @@ class FuturesExecutor:
 
     def _dispatch(self) -> None:
         """Submit what waits; a chunk that may have broken the last executor is alone in the next one."""
-        while self._waiting:
+        while self._waiting and self._left(_LATE) != 0:
             suspect = self._pool.renews and self._waiting[0].attempt > 0
             if self._flying and (suspect or self._suspect):
                 return
@@ -327,7 +346,7 @@ class FuturesExecutor:
             self._send(self._waiting.popleft())
 
     def _send(self, chunk: Chunk) -> None:
-        payload = pickle.dumps(encode_chunk(chunk), 5)
+        payload = pickle.dumps((*encode_chunk(chunk), self._left()), 5)
         try:
             submit = self._pool.executor.submit
             future = submit(run_chunk, PROTOCOL, self._number, self._blob, payload)
@@ -347,16 +366,26 @@ class FuturesExecutor:
             MapError: The executor is broken, and there is no other.
         """
         reports: list[Report] = []
+        left = self._left(_LATE) if self._flying or self._waiting else None
+        timeout = _sooner(timeout, left)
         if isinstance(self._pool.executor, _PathosExecutor):
             self._pool.executor.check()
-            timeout = _CHECK if timeout is None else min(timeout, _CHECK)
+            timeout = _sooner(timeout, _CHECK)
         with contextlib.suppress(Empty):
             ended = self._ended.get_nowait() if timeout == 0 else self._ended.get(timeout=timeout)
             while ended is not None:
                 reports += self._reports(ended)
                 ended = self._ended.get_nowait()
+        if left == 0:
+            late = [(number, n) for number, places in self._take_back().items() for n in places]
+            return reports + [Lost(number, (n,), n, "deadline") for number, n in late]
         self._dispatch()
         return reports
+
+    def _left(self, late: float = 0) -> float | None:
+        """Return the seconds until so many after the deadline, None without one."""
+        end = self._deadline
+        return None if end is None else max(0.0, end + late - ambient.clock().monotonic())
 
     def _reports(self, number: int) -> list[Report]:
         if number not in self._flying:
@@ -397,11 +426,19 @@ class FuturesExecutor:
 
     def close(self, *, graceful: bool, timeout: float) -> None:
         """Take back what has not started; an executor of the user's own lives on."""
-        self._waiting.clear()
-        flying, self._flying = self._flying, {}
-        for future, _ in flying.values():
+        self._take_back()
+        # After a deadline, nobody waits for calls that were given up.
+        self._pool.end(graceful=graceful and self._left() != 0, timeout=timeout)
+
+    def _take_back(self) -> dict[int, range]:
+        """Return the chunks that are not reported, with their positions; the executor need not begin them."""
+        found = {chunk.id: range(len(chunk.items)) for chunk in self._waiting}
+        for number, (future, places) in self._flying.items():
             _cancel(future)
-        self._pool.end(graceful=graceful)
+            found[number] = places
+        self._waiting.clear()
+        self._flying.clear()
+        return found
 
 
 _reported_limits: Final[set[str]] = set()
@@ -442,21 +479,23 @@ class _RemoteJob:
 
     def run(self, payload: bytes) -> bytes:
         """Run a chunk; return its results, pickled: none of the last items where it takes long."""
+        entries, encoded, left = pickle.loads(payload)  # noqa: S301 - from the map
+        parked = pickle.loads(encoded) if encoded else {}  # noqa: S301 - as above
         with contextlib.ExitStack() as stack:
+            if left is not None:
+                stack.enter_context(deadline(left))
             if self._relays:
                 stack.callback(event_bus.subscribe(self._events.append).cancel)
             if self._job.leads:
                 become_leader(marker := Flight(None))
                 stack.callback(stop_leading, marker)
             if not self._job.pipeline.awaits:
-                return run_sync(self._work(payload))
+                return run_sync(self._work(entries, parked))
             from opero.utils.async_utils import run_async as run_in_thread
 
-            return run_in_thread(run_async(self._work(payload)))
+            return run_in_thread(run_async(self._work(entries, parked)))
 
-    def _work(self, payload: bytes) -> StepLogic[bytes]:
-        entries, encoded = pickle.loads(payload)  # noqa: S301 - from the map
-        parked: dict[int, Parked] = pickle.loads(encoded) if encoded else {}  # noqa: S301 - as above
+    def _work(self, entries: Sequence[Any], parked: dict[int, Parked]) -> StepLogic[bytes]:
         run, began = self._runner, perf_counter()
         values: list[Any] = []
         odd: dict[int, ItemOutcome] = {}
