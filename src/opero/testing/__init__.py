@@ -12,27 +12,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from opero.testing.controls import FakeClock, capture_events, fake_clock, flaky, is_disabled
+from opero.testing.controls import set_disabled as set_disabled
+from opero.testing.recording import NotRecordedError, record, replay
 
-from opero.utils.lazy import export_lazily
-
-if TYPE_CHECKING:
-    from opero.testing.controls import FakeClock as FakeClock
-    from opero.testing.controls import capture_events as capture_events
-    from opero.testing.controls import fake_clock as fake_clock
-    from opero.testing.controls import flaky as flaky
-    from opero.testing.controls import is_disabled as is_disabled
-    from opero.testing.controls import set_disabled as set_disabled
-    from opero.testing.recording import NotRecordedError as NotRecordedError
-    from opero.testing.recording import record as record
-    from opero.testing.recording import replay as replay
-
-export_lazily(
-    __name__,
-    {
-        "opero.testing.controls": (
-            "FakeClock", "capture_events", "fake_clock", "flaky", "is_disabled", "set_disabled",
-        ),
-        "opero.testing.recording": ("NotRecordedError", "record", "replay"),
-    },
-)  # fmt: skip
+__all__ = [
+    "FakeClock", "NotRecordedError", "capture_events", "fake_clock", "flaky", "is_disabled", "record", "replay",
+    "set_disabled",
+]  # fmt: skip
