@@ -76,9 +76,7 @@ class CacheHandle:
     __slots__ = ("_cache", "_refresh")
 
     def __init__(
-        self,
-        cache: FunctionCache | None,
-        refresh: Callable[[tuple[Any, ...], dict[str, Any]], Any],
+        self, cache: FunctionCache | None, refresh: Callable[[tuple[Any, ...], dict[str, Any]], Any]
     ) -> None:
         self._cache = cache
         self._refresh = refresh

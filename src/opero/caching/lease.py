@@ -208,12 +208,7 @@ class Leases:
             return None
 
     def acquire(
-        self,
-        leases: Sequence[Lease],
-        *,
-        again: bool,
-        blocking: bool,
-        patient: bool = True,
+        self, leases: Sequence[Lease], *, again: bool, blocking: bool, patient: bool = True
     ) -> StepLogic[list[bool | None]]:
         """Acquire leases of one store, and keep those that are ours then.
 

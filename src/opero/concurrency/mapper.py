@@ -199,9 +199,7 @@ class Mapper:
             size=ChunkSize(job.target_s, _fixed_size(options, job, mode), job.in_flight),
             ordered=ordered,
             errors=ErrorPolicy(
-                raises=raises,
-                max_errors=options.max_errors,
-                stop_on=options.stop_on,
+                raises=raises, max_errors=options.max_errors, stop_on=options.stop_on
             ),
             recover=partial(judge_lost, job),
         )

@@ -112,8 +112,7 @@ def read_marks(
 
 
 def restore_marks(
-    error: BaseException,
-    marks: Iterable[tuple[str, str, tuple[BaseException, ...], Inner | None]],
+    error: BaseException, marks: Iterable[tuple[str, str, tuple[BaseException, ...], Inner | None]]
 ) -> None:
     """Leave on the copy of an error what `read_marks` has read, with copies of the earlier errors."""
     try:

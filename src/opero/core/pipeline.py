@@ -208,12 +208,7 @@ class Pipeline:
         options = self.options
         if options.retry_budget is not None:
             options.retry_budget.guards(self.info.module, self.info.qualname, "retry_budget")
-        retry = Retry(
-            policy,
-            self.report,
-            budget=options.retry_budget,
-            nested=options.retry_nested,
-        )
+        retry = Retry(policy, self.report, budget=options.retry_budget, nested=options.retry_nested)
         inner = getattr(unwrap_partial(self.info.fn), "__opero__", None)
         if inner is not None and inner.retry.policy is not None:
             retry.within[inner.info.name] = None

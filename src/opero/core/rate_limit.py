@@ -70,12 +70,7 @@ class RateLimit:
     name = "rate limit"
 
     def __init__(
-        self,
-        limiter: RateLimiter,
-        stats: Stats,
-        emitter: Emitter,
-        *,
-        longest_pause: float = 60.0,
+        self, limiter: RateLimiter, stats: Stats, emitter: Emitter, *, longest_pause: float = 60.0
     ) -> None:
         self.limiter = limiter
         self._stats = stats

@@ -13,14 +13,34 @@ Activities run at least once; their results are recorded exactly once.
 
 from __future__ import annotations
 
-from opero.durable.authoring import activity, get_registry, now, sleep, uuid, wait_for, workflow
-from opero.durable.authoring import random as random
-from opero.durable.orchestrator import Orchestrator
-from opero.durable.records import WorkflowStatus
-from opero.durable.sqlite_store import SqliteStore
-from opero.durable.values import register_type
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "Orchestrator", "SqliteStore", "WorkflowStatus", "activity", "get_registry", "now", "random", "register_type",
-    "sleep", "uuid", "wait_for", "workflow",
-]  # fmt: skip
+from opero.utils.lazy import export_lazily
+
+if TYPE_CHECKING:
+    from opero.durable.authoring import activity as activity
+    from opero.durable.authoring import get_registry as get_registry
+    from opero.durable.authoring import now as now
+    from opero.durable.authoring import random as random
+    from opero.durable.authoring import sleep as sleep
+    from opero.durable.authoring import uuid as uuid
+    from opero.durable.authoring import wait_for as wait_for
+    from opero.durable.authoring import workflow as workflow
+    from opero.durable.orchestrator import Orchestrator as Orchestrator
+    from opero.durable.records import WorkflowStatus as WorkflowStatus
+    from opero.durable.sqlite_store import SqliteStore as SqliteStore
+    from opero.durable.values import register_type as register_type
+
+
+export_lazily(
+    __name__,
+    {
+        "opero.durable.authoring": (
+            "activity", "get_registry", "now", "random", "sleep", "uuid", "wait_for", "workflow",
+        ),
+        "opero.durable.orchestrator": ("Orchestrator",),
+        "opero.durable.records": ("WorkflowStatus",),
+        "opero.durable.sqlite_store": ("SqliteStore",),
+        "opero.durable.values": ("register_type",),
+    },
+)  # fmt: skip

@@ -199,11 +199,7 @@ class PrometheusListener:
     """
 
     def __init__(
-        self,
-        registry: Any = None,
-        *,
-        prefix: str = "opero",
-        buckets: Iterable[float] | None = None,
+        self, registry: Any = None, *, prefix: str = "opero", buckets: Iterable[float] | None = None
     ) -> None:
         client = load_extra("prometheus_client", "prometheus")
         where: dict[str, Any] = {"registry": client.REGISTRY if registry is None else registry}

@@ -11,10 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 
 def export_lazily(
-    package: str,
-    modules: Mapping[str, Iterable[str]],
-    *,
-    gone: Mapping[str, str] | None = None,
+    package: str, modules: Mapping[str, Iterable[str]], *, gone: Mapping[str, str] | None = None
 ) -> Callable[[str], Any]:
     """Give a package the public names of its modules; each is loaded when it is first asked for (PEP 562).
 

@@ -286,11 +286,7 @@ class RedisStore:
         left = self._ask(int, *(("PTTL", name) for name in names))
         now = time.time()
         return [
-            StoredItem(
-                _key_of(name),
-                size,
-                None if milliseconds < 0 else now + milliseconds / 1000,
-            )
+            StoredItem(_key_of(name), size, None if milliseconds < 0 else now + milliseconds / 1000)
             for name, size, milliseconds in zip(names, sizes, left, strict=True)
             if milliseconds != _GONE
         ]

@@ -25,21 +25,9 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
 from opero.concurrency.executors.base import Lost
-from opero.concurrency.executors.encoding import (
-    SharedBuffer,
-    copy_span,
-    decode_done,
-    encode_chunk,
-)
+from opero.concurrency.executors.encoding import SharedBuffer, copy_span, decode_done, encode_chunk
 from opero.concurrency.executors.pickling import JobSpec
-from opero.concurrency.executors.process.session import (
-    DUE,
-    FAILED,
-    LOG,
-    SLOW_CHUNK,
-    STOP,
-    UP,
-)
+from opero.concurrency.executors.process.session import DUE, FAILED, LOG, SLOW_CHUNK, STOP, UP
 from opero.concurrency.executors.process.start import (
     KILLED,
     PAGE,
@@ -300,12 +288,7 @@ class ProcessEngine:
         return True
 
     def _take_results(
-        self,
-        worker: WorkerHandle,
-        number: int,
-        kept: int,
-        retires: bool,
-        *content: Any,
+        self, worker: WorkerHandle, number: int, kept: int, retires: bool, *content: Any
     ) -> None:
         worker.retires |= retires
         pending = worker.pending.get(number)
