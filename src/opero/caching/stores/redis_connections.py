@@ -388,10 +388,17 @@ class LoopConnection:
         self._transport = None
         self._end(ConnectionError)
 
-    def _go_on(self, *transport: BaseTransport) -> None:
-        """Do nothing: what is to be sent is in memory anyway, and a transport that is at its end closes itself."""
+    def connection_made(self, transport: BaseTransport) -> None:
+        """Do nothing: who opens the connection has it anyway."""
 
-    connection_made = pause_writing = resume_writing = eof_received = _go_on
+    def pause_writing(self) -> None:
+        """Go on: what is to be sent is in memory anyway."""
+
+    def resume_writing(self) -> None:
+        """Go on."""
+
+    def eof_received(self) -> None:
+        """Let the transport close."""
 
 
 def _introduction(library: Any) -> list[Command]:
