@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import re
@@ -37,6 +38,11 @@ posix = pytest.mark.skipif(os.name != "posix", reason="needs signals")
 @every
 def test_items_come_back_in_their_places(maps: Maps) -> None:
     assert maps(lambda x: 2 * x, range(100), chunk=7).items == [2 * x for x in range(100)]
+
+
+@every
+def test_garbage_is_collected_in_workers(maps: Maps) -> None:
+    assert maps(lambda _: gc.isenabled(), [1]).items == [True]
 
 
 def test_it_runs_elsewhere_and_in_several_processes(maps: Maps, tmp_path: Path) -> None:
